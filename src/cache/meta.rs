@@ -1,0 +1,110 @@
+//! What is recorded about each file that was fetched or checked: one small JSON file per key.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{OFlag, renameat};
+use serde::{Deserialize, Serialize};
+
+use crate::cache::beneath;
+use crate::object::Key;
+
+/// The version of everything below `.aztec-cache/`. Bump it when a change makes older programs misread it.
+pub const FORMAT: &str = "1\n";
+
+/// Where `key`'s metadata lies, below the state directory: the keys' own tree.
+pub fn path(key: &Key) -> PathBuf {
+    Path::new("meta").join(key.as_str())
+}
+
+/// The record beside a complete file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// The version's entity tag.
+    pub etag: String,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When the remote says it was written, in nanoseconds since 1970.
+    pub modified_ns: u64,
+    /// The local file's modification time when it was published, in nanoseconds since 1970: a file with another
+    /// time or size has been changed by someone else.
+    pub file_mtime_ns: i64,
+    /// The remote it came from, or `adopted`.
+    pub source: String,
+    /// `crc64nvme:` and the checksum in base64, as S3 spells it; None for files that were not fetched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
+}
+
+impl Meta {
+    /// When the remote says it was written.
+    pub fn modified(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.modified_ns)
+    }
+}
+
+/// Nanoseconds since 1970, 0 for anything earlier.
+pub fn nanos(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_nanos().try_into().unwrap_or(u64::MAX))
+}
+
+/// Reads `key`'s record and when it was last confirmed. None when there is none, or when it is damaged: the file
+/// counts as someone else's then.
+pub fn read(state: BorrowedFd<'_>, key: &Key) -> Option<(Meta, SystemTime)> {
+    let fd = beneath::open(state, &path(key), OFlag::O_RDONLY).ok()?;
+    let mut file = File::from(fd);
+    let confirmed = file.metadata().ok()?.modified().ok()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    match serde_json::from_str(&text) {
+        Ok(meta) => Some((meta, confirmed)),
+        Err(e) => {
+            log::info!("{key}: its metadata is damaged ({e}); the file counts as adopted");
+            None
+        }
+    }
+}
+
+/// Writes `key`'s record in place of any other, by way of `temporary` (a name below the state directory).
+pub fn write(state: BorrowedFd<'_>, key: &Key, meta: &Meta, temporary: &Path) -> io::Result<()> {
+    let target = path(key);
+    let dir = beneath::make_dirs(state, target.parent().unwrap_or(Path::new("")))?;
+    let fd = beneath::open(state, temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)?;
+    let text = serde_json::to_vec(meta).map_err(io::Error::other)?;
+    File::from(fd).write_all(&text)?;
+    renameat(state, temporary, dir.as_fd(), key.name()).map_err(io::Error::from)
+}
+
+/// Notes that the remote confirmed `key`'s version now.
+pub fn confirm(state: BorrowedFd<'_>, key: &Key) {
+    let confirmed = beneath::open(state, &path(key), OFlag::O_WRONLY)
+        .and_then(|fd| File::from(fd).set_modified(SystemTime::now()));
+    if let Err(e) = confirmed {
+        log::debug!("{key}: can't note that it was confirmed: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The format on disk. If this fails, either the change was not meant, or bump [`FORMAT`].
+    #[test]
+    fn golden() {
+        let meta = Meta {
+            etag: "\"abc\"".into(),
+            size: 7,
+            modified_ns: 1_700_000_000_000_000_000,
+            file_mtime_ns: 1_700_000_000_000_000_000,
+            source: "s3://bucket/prefix/".into(),
+            checksum: Some("crc64nvme:AAAAAAAAAAA=".into()),
+        };
+        let text = r#"{"etag":"\"abc\"","size":7,"modified_ns":1700000000000000000,"file_mtime_ns":1700000000000000000,"source":"s3://bucket/prefix/","checksum":"crc64nvme:AAAAAAAAAAA="}"#;
+        assert_eq!(serde_json::to_string(&meta).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Meta>(text).unwrap(), meta);
+        assert_eq!((FORMAT, path(&Key::new("a/b.zst").unwrap())), ("1\n", PathBuf::from("meta/a/b.zst")));
+    }
+}

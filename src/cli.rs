@@ -1,0 +1,211 @@
+//! Definitions of the commands and flags, and nothing else.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::error::{Error, Result};
+
+/// The command line.
+#[derive(Parser, Debug)]
+#[command(name = "aztec-cache", version, about = "Mounts a team's S3 build cache as a directory.", long_about = None)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached \
+or fails; 4 access denied; 5 the local disk or cache directory; 6 the mount."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Mount the remote as a directory; a file is fetched on first open and served from disk ever after
+    Mount(Box<MountArgs>),
+    /// Unmount, or repair a mount whose daemon died; succeeds quietly when nothing is mounted there
+    #[command(visible_alias = "umount")]
+    Unmount(UnmountArgs),
+}
+
+/// `aztec-cache unmount`
+#[derive(Args, Debug)]
+pub struct UnmountArgs {
+    /// The directory to unmount [default: $HOME/.aztec-cache/remote]
+    pub mountpoint: Option<PathBuf>,
+}
+
+/// `aztec-cache mount`
+#[derive(Args, Debug, Default)]
+pub struct MountArgs {
+    /// The directory to mount on, created when missing [default: $HOME/.aztec-cache/remote]
+    pub mountpoint: Option<PathBuf>,
+
+    /// Stay in front instead of becoming a daemon; log to stderr
+    #[arg(short, long)]
+    pub foreground: bool,
+
+    /// Flags about the remote.
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+
+    /// Flags about the local cache.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+
+    /// Flags about the mount itself.
+    #[command(flatten)]
+    pub fuse: FuseArgs,
+
+    /// Flags about the log.
+    #[command(flatten)]
+    pub log: LogArgs,
+
+    /// Read settings from FILE: TOML, keys named as the flags [env: AZTEC_CACHE_CONFIG]
+    /// [default: $XDG_CONFIG_HOME/aztec-cache/config.toml when it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Flags about the remote and how to sign its requests.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Remote")]
+pub struct RemoteArgs {
+    /// s3://BUCKET/PREFIX/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE] [default: s3://aztec-ci-artifacts/build-cache/]
+    #[arg(long, value_name = "URL")]
+    pub remote: Vec<String>,
+
+    /// The S3 server, when it isn't AWS; implies path-style requests [env: S3_BUILD_CACHE_AWS_PARAMS, AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL")]
+    pub endpoint_url: Option<String>,
+
+    /// The bucket's region [env: S3_BUILD_CACHE_AWS_PARAMS, AWS_REGION] [default: the profile's, else us-east-2]
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<String>,
+
+    /// The profile in ~/.aws/config and ~/.aws/credentials [env: S3_BUILD_CACHE_AWS_PARAMS, AWS_PROFILE]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+
+    /// Don't sign requests, even when there are credentials [env: S3_BUILD_CACHE_AWS_PARAMS]
+    #[arg(long)]
+    pub no_sign_request: bool,
+
+    /// A PEM file with the certificates to trust instead of the system's [env: S3_BUILD_CACHE_AWS_PARAMS, AWS_CA_BUNDLE]
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
+
+    /// Don't check the server's certificate [env: S3_BUILD_CACHE_AWS_PARAMS]
+    #[arg(long)]
+    pub no_verify_ssl: bool,
+
+    /// Name the bucket in the path instead of the host, also without an endpoint URL
+    #[arg(long)]
+    pub force_path_style: bool,
+}
+
+/// Flags about the local cache.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Local cache")]
+pub struct CacheArgs {
+    /// Where fetched files stay, each under its own name; unset or empty: nothing stays on disk [env: CACHE_LOCAL_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Keep no file that would make the cache larger than SIZE (10GB, 500MiB); such files are read without being
+    /// kept [env: AZTEC_CACHE_MAX_SIZE] [default: no cap]
+    #[arg(long, value_name = "SIZE")]
+    pub max_cache_size: Option<String>,
+
+    /// Keep no file that would leave less than SIZE or PERCENT of the disk free; such files are read without being
+    /// kept [env: AZTEC_CACHE_MIN_FREE] [default: 5%]
+    #[arg(long, value_name = "SIZE|PERCENT")]
+    pub min_free: Option<String>,
+
+    /// Ask the remote again about a cached file when it was last asked longer ago than DURATION (90s, 12h); names
+    /// carry content hashes, so there is no need [env: AZTEC_CACHE_REVALIDATE] [default: never]
+    #[arg(long, value_name = "never|DURATION")]
+    pub revalidate: Option<String>,
+}
+
+/// Flags about the mount itself, as mount(8) and FUSE users know them.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Mount")]
+pub struct FuseArgs {
+    /// Mount read-only: every write gets EROFS [env: AZTEC_CACHE_READ_ONLY=1]
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Let other users read the mount (an ordinary user needs user_allow_other in /etc/fuse.conf)
+    #[arg(long)]
+    pub allow_other: bool,
+
+    /// Let fusermount3 unmount when the daemon dies (needs --allow-other)
+    #[arg(long)]
+    pub auto_unmount: bool,
+
+    /// The owner that files show [default: the mounting user]
+    #[arg(long, value_name = "UID")]
+    pub uid: Option<u32>,
+
+    /// The group that files show [default: the mounting user's]
+    #[arg(long, value_name = "GID")]
+    pub gid: Option<u32>,
+
+    /// Permission bits taken away from 0644 (files) and 0755 (directories), in octal [default: 0]
+    #[arg(long, value_name = "OCTAL")]
+    pub umask: Option<String>,
+
+    /// Mount options as in mount(8): ro, allow_other, auto_unmount, default_permissions, uid=, gid=, umask=, dev, suid,
+    /// exec, atime, sync and their opposites
+    #[arg(short = 'o', value_name = "OPT[,OPT]", value_delimiter = ',')]
+    pub options: Vec<String>,
+}
+
+/// Flags about the log.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Log")]
+pub struct LogArgs {
+    /// off, error, warn, info, debug or trace [env: AZTEC_CACHE_LOG] [default: warn]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+
+    /// Log more: -v info, -vv debug, -vvv trace
+    #[arg(short, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    /// Log errors only, and print no ready line
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Log to FILE instead of stderr (in front) or syslog (as a daemon)
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// Reads the command line; None when it asked for help or the version, which has been printed.
+///
+/// # Errors
+/// Wrong usage, in one line.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Cli>> {
+    match Cli::try_parse_from(args) {
+        Ok(cli) => Ok(Some(cli)),
+        Err(e) if !e.use_stderr() => {
+            // A closed pipe, as in `aztec-cache --help | head -1`, is no failure.
+            let _ = e.print();
+            Ok(None)
+        }
+        Err(e) => {
+            let text = e.render().to_string();
+            let lines = text
+                .lines()
+                .map(str::trim)
+                .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
+            let what = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+            let what = what.strip_prefix("error: ").unwrap_or(&what);
+            Err(Error::usage(format!("{what}; see 'aztec-cache --help'")))
+        }
+    }
+}

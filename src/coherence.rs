@@ -1,0 +1,89 @@
+//! Which version of a key is served when the disk and the remote both have one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::cache::{CacheDir, CachedFile, Origin};
+use crate::error::Result;
+use crate::object::{Key, ObjectVersion};
+
+/// The rules. Names carry content hashes, so a complete file of a known version is served without asking
+/// (`--revalidate never`); a file that someone else put there is compared with the remote once.
+#[derive(Clone)]
+pub struct Coherence {
+    cache: Option<Arc<CacheDir>>,
+    revalidate: Option<Duration>,
+}
+
+/// What the disk has to say about a key.
+#[derive(Debug)]
+pub enum Local {
+    /// A file to serve without asking the remote.
+    Serve(ObjectVersion),
+    /// A file to serve if the remote agrees, or can't be asked.
+    Ask(CachedFile),
+    /// No file.
+    Nothing,
+}
+
+impl Coherence {
+    /// Rules for `cache`; `revalidate` is the age after which a known version is asked about again.
+    pub fn new(cache: Option<Arc<CacheDir>>, revalidate: Option<Duration>) -> Coherence {
+        Coherence { cache, revalidate }
+    }
+
+    /// The local directory, if there is one.
+    pub fn cache(&self) -> Option<&Arc<CacheDir>> {
+        self.cache.as_ref()
+    }
+
+    /// What the disk has to say about `key`.
+    pub fn local(&self, key: &Key) -> Local {
+        let Some(file) = self.cache.as_ref().and_then(|cache| cache.lookup(key)) else {
+            return Local::Nothing;
+        };
+        match (&file.origin, self.revalidate) {
+            (Origin::Known { .. }, None) => Local::Serve(file.version),
+            (Origin::Known { confirmed, .. }, Some(age)) if confirmed.elapsed().is_ok_and(|e| e < age) => {
+                Local::Serve(file.version)
+            }
+            _ => Local::Ask(file),
+        }
+    }
+
+    /// The version to serve, given both answers. Records what was learnt: blocks on the disk, briefly.
+    ///
+    /// # Errors
+    /// The remote's, when there is no local file.
+    pub fn settle(&self, local: Local, remote: Result<ObjectVersion>) -> Result<ObjectVersion> {
+        match (local, remote) {
+            (Local::Serve(version), _) => Ok(version),
+            (Local::Nothing, remote) => remote,
+            // Unreachable, refused or gone there: it is here, and nobody says that it's wrong.
+            (Local::Ask(file), Err(error)) => {
+                log::debug!("{}: the local file is served unasked: {error}", file.version.key);
+                Ok(file.version)
+            }
+            (Local::Ask(file), Ok(remote)) => {
+                self.compare(&file, &remote);
+                Ok(remote)
+            }
+        }
+    }
+
+    fn compare(&self, file: &CachedFile, remote: &ObjectVersion) {
+        let (Some(cache), key) = (&self.cache, &remote.key) else { return };
+        match file.origin {
+            Origin::Known { .. } if file.version.etag == remote.etag => cache.confirm(key),
+            Origin::Known { .. } => {
+                log::info!("{key}: the remote has a new version; it replaces the local one")
+            }
+            Origin::Adopted if file.version.size == remote.size => cache.adopt(remote),
+            Origin::Adopted => log::warn!(
+                "{key}: the local file has {} bytes, the remote's {}: it is not served, and replaced when opened",
+                file.version.size,
+                remote.size
+            ),
+        }
+    }
+}

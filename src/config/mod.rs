@@ -1,0 +1,415 @@
+//! The settings of a run: flag over environment over configuration file over default, all checked.
+
+pub mod aws_params;
+mod file;
+mod mount_options;
+mod remote;
+mod units;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use mount_options::{KernelFlag, MountOptions};
+pub use remote::Remote;
+pub use units::Free;
+
+use crate::cli::{FuseArgs, LogArgs, MountArgs, RemoteArgs};
+use crate::config::file::ConfigFile;
+use crate::error::{Error, Result};
+
+/// The environment, as a function so that tests need not change their own.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// Everything that a mount is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to mount.
+    pub mountpoint: PathBuf,
+    /// Stay in front.
+    pub foreground: bool,
+    /// Where artifacts come from.
+    pub remote: Remote,
+    /// How to reach an S3 remote.
+    pub s3: S3Options,
+    /// Where fetched files stay; None: nowhere.
+    pub cache_dir: Option<PathBuf>,
+    /// What the cache may use of the disk.
+    pub space: SpaceLimits,
+    /// After what age a cached file is asked about again; None: never.
+    pub revalidate: Option<Duration>,
+    /// What shapes the mount itself.
+    pub mount: MountOptions,
+    /// Where and how much to log.
+    pub log: LogOptions,
+    /// What the user should know and that stops nothing; to be printed once.
+    pub warnings: Vec<String>,
+}
+
+/// How to reach an S3 remote; None leaves the choice to the SDK's variables and profiles.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct S3Options {
+    /// The server, when it isn't AWS.
+    pub endpoint_url: Option<String>,
+    /// The bucket's region.
+    pub region: Option<String>,
+    /// The profile in the AWS configuration files.
+    pub profile: Option<String>,
+    /// Don't sign.
+    pub no_sign_request: bool,
+    /// PEM certificates to trust instead of the system's.
+    pub ca_bundle: Option<PathBuf>,
+    /// Don't check certificates.
+    pub no_verify_ssl: bool,
+    /// Bucket in the path.
+    pub force_path_style: bool,
+}
+
+/// What the cache may use of the disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SpaceLimits {
+    /// The cache's own cap in bytes.
+    pub max_cache_size: Option<u64>,
+    /// What stays free on the disk.
+    pub min_free: Free,
+}
+
+/// Where and how much to log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogOptions {
+    /// The least severe level that is logged.
+    pub level: log::LevelFilter,
+    /// A file instead of stderr or syslog.
+    pub file: Option<PathBuf>,
+    /// No ready line.
+    pub quiet: bool,
+}
+
+impl Config {
+    /// Puts together what `args`, the environment and the configuration file say.
+    ///
+    /// # Errors
+    /// Anything malformed, with exit code 2, naming the setting and the remedy.
+    pub fn new(args: &MountArgs, env: Env) -> Result<Config> {
+        let mut warnings = Vec::new();
+        let config_path = args.config.clone().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
+        let file = file::read(config_path.as_deref(), default_config_path(env).as_deref())?;
+        let cache_dir = args.cache.cache_dir.clone().or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
+        Ok(Config {
+            mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
+            foreground: args.foreground,
+            remote: remote(&args.remote, env, &file)?,
+            s3: s3_options(&args.remote, env, &file, &mut warnings)?,
+            cache_dir: cache_dir
+                .or(file.cache_dir.clone())
+                .filter(|dir| !dir.as_os_str().is_empty())
+                .map(absolute),
+            space: space_limits(args, env, &file)?,
+            revalidate: match setting(
+                &args.cache.revalidate,
+                "--revalidate",
+                env,
+                "AZTEC_CACHE_REVALIDATE",
+                &file.revalidate,
+            ) {
+                Some((name, text)) => units::never_or_duration(&name, &text)?,
+                None => None,
+            },
+            mount: mount_options(&args.fuse, env, &file)?,
+            log: log_options(&args.log, env, &file)?,
+            warnings,
+        })
+    }
+}
+
+/// The directory named on the command line, else `$HOME/.aztec-cache/remote`; always absolute.
+///
+/// # Errors
+/// No directory given and no `HOME`.
+pub fn mountpoint(arg: Option<&Path>, env: Env) -> Result<PathBuf> {
+    let path = match arg {
+        Some(path) => path.to_owned(),
+        None => path_var(env, "HOME")
+            .ok_or_else(|| Error::usage("MOUNTPOINT: HOME is not set; name the directory to mount on"))?
+            .join(".aztec-cache/remote"),
+    };
+    std::path::absolute(&path)
+        .map_err(|e| Error::usage(format!("MOUNTPOINT: {}: {e}; name a directory", path.display())))
+}
+
+/// A variable that is set and not empty.
+fn var(env: Env, name: &str) -> Result<Option<String>> {
+    match env(name) {
+        None => Ok(None),
+        Some(value) if value.is_empty() => Ok(None),
+        Some(value) => value
+            .into_string()
+            .map(Some)
+            .map_err(|_| Error::usage(format!("{name}: not UTF-8; set it to text or unset it"))),
+    }
+}
+
+fn path_var(env: Env, name: &str) -> Option<PathBuf> {
+    env(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// A daemon works in `/`: what is relative is so to where it was started.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+fn default_config_path(env: Env) -> Option<PathBuf> {
+    let base = path_var(env, "XDG_CONFIG_HOME").or_else(|| Some(path_var(env, "HOME")?.join(".config")))?;
+    Some(base.join("aztec-cache/config.toml"))
+}
+
+/// The value in force with the name of the place that set it.
+fn setting(
+    flag: &Option<String>,
+    flag_name: &str,
+    env: Env,
+    variable: &str,
+    file: &Option<String>,
+) -> Option<(String, String)> {
+    let from_env = || env(variable).filter(|v| !v.is_empty()).map(|v| v.to_string_lossy().into_owned());
+    flag.clone()
+        .map(|value| (flag_name.to_owned(), value))
+        .or_else(|| from_env().map(|value| (variable.to_owned(), value)))
+        .or_else(|| {
+            file.clone().map(|value| (format!("{} in the configuration file", &flag_name[2..]), value))
+        })
+}
+
+fn remote(args: &RemoteArgs, env: Env, file: &ConfigFile) -> Result<Remote> {
+    let (name, urls) = if !args.remote.is_empty() {
+        ("--remote", args.remote.clone())
+    } else if let Some(text) = var(env, "AZTEC_CACHE_REMOTE")? {
+        ("AZTEC_CACHE_REMOTE", text.split_whitespace().map(str::to_owned).collect())
+    } else {
+        let urls = match &file.remote {
+            Some(file::OneOrMany::One(url)) => vec![url.clone()],
+            Some(file::OneOrMany::Many(urls)) => urls.clone(),
+            None => Vec::new(),
+        };
+        ("remote in the configuration file", urls)
+    };
+    match urls.as_slice() {
+        [] => Remote::parse("default", remote::DEFAULT_REMOTE),
+        [url] => Remote::parse(name, url),
+        [_, more, ..] => Err(Error::usage(format!("{name}: '{more}': there is one remote; name only one"))),
+    }
+}
+
+fn s3_options(
+    args: &RemoteArgs,
+    env: Env,
+    file: &ConfigFile,
+    warnings: &mut Vec<String>,
+) -> Result<S3Options> {
+    let params = match var(env, aws_params::VARIABLE)? {
+        Some(text) => aws_params::parse(&text)?,
+        None => aws_params::AwsParams::default(),
+    };
+    for option in &params.meaningless {
+        warnings.push(format!("{}: {option} has no meaning here and does nothing", aws_params::VARIABLE));
+    }
+    let endpoint_url = args.endpoint_url.clone().or(params.endpoint_url).or(file.endpoint_url.clone());
+    if let Some(url) = &endpoint_url {
+        check_endpoint(url)?;
+    }
+    let ca_bundle = args.ca_bundle.clone().or(params.ca_bundle.map(PathBuf::from)).or(file.ca_bundle.clone());
+    let ca_bundle = ca_bundle.or_else(|| path_var(env, "AWS_CA_BUNDLE")).map(absolute);
+    if let Some(path) = &ca_bundle
+        && let Err(e) = std::fs::File::open(path)
+    {
+        return Err(Error::usage(format!(
+            "--ca-bundle: can't read {}: {e}; name a readable PEM file",
+            path.display()
+        )));
+    }
+    Ok(S3Options {
+        endpoint_url,
+        region: args.region.clone().or(params.region).or(file.region.clone()),
+        profile: args.profile.clone().or(params.profile).or(file.profile.clone()),
+        no_sign_request: args.no_sign_request
+            || params.no_sign_request
+            || file.no_sign_request.unwrap_or(false),
+        ca_bundle,
+        no_verify_ssl: args.no_verify_ssl || params.no_verify_ssl || file.no_verify_ssl.unwrap_or(false),
+        force_path_style: args.force_path_style || file.force_path_style.unwrap_or(false),
+    })
+}
+
+fn check_endpoint(url: &str) -> Result<()> {
+    let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+    match host {
+        Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => {
+            Ok(())
+        }
+        _ => Err(Error::usage(format!(
+            "--endpoint-url: '{url}' is not a URL; write http://HOST:PORT or https://HOST"
+        ))),
+    }
+}
+
+fn space_limits(args: &MountArgs, env: Env, file: &ConfigFile) -> Result<SpaceLimits> {
+    let cap = setting(
+        &args.cache.max_cache_size,
+        "--max-cache-size",
+        env,
+        "AZTEC_CACHE_MAX_SIZE",
+        &file.max_cache_size,
+    );
+    let free = setting(&args.cache.min_free, "--min-free", env, "AZTEC_CACHE_MIN_FREE", &file.min_free);
+    Ok(SpaceLimits {
+        max_cache_size: cap.map(|(name, text)| units::size(&name, &text)).transpose()?,
+        min_free: free.map(|(name, text)| units::free(&name, &text)).transpose()?.unwrap_or(Free::Percent(5)),
+    })
+}
+
+fn mount_options(args: &FuseArgs, env: Env, file: &ConfigFile) -> Result<MountOptions> {
+    let read_only = match var(env, "AZTEC_CACHE_READ_ONLY")?.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(other) => {
+            return Err(Error::usage(format!("AZTEC_CACHE_READ_ONLY: '{other}'; set it to 1 or 0")));
+        }
+    };
+    let mut options = MountOptions {
+        read_only: read_only || file.read_only.unwrap_or(false),
+        allow_other: file.allow_other.unwrap_or(false),
+        auto_unmount: file.auto_unmount.unwrap_or(false),
+        uid: file.uid,
+        gid: file.gid,
+        umask: file
+            .umask
+            .as_deref()
+            .map_or(Ok(0), |text| mount_options::umask("umask in the configuration file", text))?,
+        ..MountOptions::default()
+    };
+    for option in &args.options {
+        options.apply(option)?;
+    }
+    options.read_only |= args.read_only;
+    options.allow_other |= args.allow_other;
+    options.auto_unmount |= args.auto_unmount;
+    options.uid = args.uid.or(options.uid);
+    options.gid = args.gid.or(options.gid);
+    if let Some(text) = &args.umask {
+        options.umask = mount_options::umask("--umask", text)?;
+    }
+    if options.auto_unmount && !options.allow_other {
+        return Err(Error::usage(
+            "--auto-unmount: fusermount3 allows it only with --allow-other; add that or leave it out",
+        ));
+    }
+    Ok(options)
+}
+
+fn log_options(args: &LogArgs, env: Env, file: &ConfigFile) -> Result<LogOptions> {
+    let level = match (args.quiet, args.verbose) {
+        (true, _) => log::LevelFilter::Error,
+        (_, 1) => log::LevelFilter::Info,
+        (_, 2) => log::LevelFilter::Debug,
+        (_, 3..) => log::LevelFilter::Trace,
+        (_, 0) => match setting(&args.log_level, "--log-level", env, "AZTEC_CACHE_LOG", &file.log_level) {
+            None => log::LevelFilter::Warn,
+            Some((name, text)) => text.parse().map_err(|_| {
+                Error::usage(format!(
+                    "{name}: '{text}' is not a level; write off, error, warn, info, debug or trace"
+                ))
+            })?,
+        },
+    };
+    Ok(LogOptions {
+        level,
+        file: args.log_file.clone().or(file.log_file.clone()).map(absolute),
+        quiet: args.quiet,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str], vars: &[(&str, &str)]) -> Result<Config> {
+        use clap::Parser;
+        let cli =
+            crate::cli::Cli::try_parse_from([&["aztec-cache", "mount", "/mnt/x"], args].concat()).unwrap();
+        let crate::cli::Command::Mount(args) = cli.command else { unreachable!("asked for mount") };
+        let env = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
+        Config::new(&args, &env)
+    }
+
+    #[test]
+    fn flag_over_environment_over_file_over_default() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "remote = 's3://from-file/'\nregion = 'file-region'\ncache-dir = '/file'\n")
+            .unwrap();
+        let file = file.to_str().unwrap();
+
+        let config_ = config(&[], &[]).unwrap();
+        assert_eq!(
+            config_.remote,
+            Remote::S3 { bucket: "aztec-ci-artifacts".into(), prefix: "build-cache/".into() }
+        );
+        assert_eq!((config_.cache_dir, config_.space.min_free), (None, Free::Percent(5)));
+
+        let vars = [("AZTEC_CACHE_CONFIG", file)];
+        let config_ = config(&[], &vars).unwrap();
+        assert_eq!(config_.remote, Remote::S3 { bucket: "from-file".into(), prefix: String::new() });
+        assert_eq!(config_.s3.region.as_deref(), Some("file-region"));
+        assert_eq!(config_.cache_dir, Some("/file".into()));
+
+        let vars =
+            [&vars[..], &[("CACHE_LOCAL_DIR", "/env"), ("S3_BUILD_CACHE_AWS_PARAMS", "--region env-region")]]
+                .concat();
+        let config_ = config(&[], &vars).unwrap();
+        assert_eq!(
+            (config_.cache_dir, config_.s3.region.as_deref()),
+            (Some("/env".into()), Some("env-region"))
+        );
+
+        let config_ = config(&["--cache-dir", "/flag", "--region", "flag-region"], &vars).unwrap();
+        assert_eq!(
+            (config_.cache_dir, config_.s3.region.as_deref()),
+            (Some("/flag".into()), Some("flag-region"))
+        );
+    }
+
+    #[test]
+    fn an_empty_cache_dir_means_none() {
+        assert_eq!(config(&[], &[("CACHE_LOCAL_DIR", "")]).unwrap().cache_dir, None);
+        assert_eq!(config(&["--cache-dir", ""], &[("CACHE_LOCAL_DIR", "/x")]).unwrap().cache_dir, None);
+    }
+
+    #[test]
+    fn malformed_values_are_usage_errors_that_name_the_setting() {
+        let cases: &[(&[&str], &[(&str, &str)], &str)] = &[
+            (&["--max-cache-size", "10Q"], &[], "--max-cache-size"),
+            (&[], &[("AZTEC_CACHE_MAX_SIZE", "lots")], "AZTEC_CACHE_MAX_SIZE"),
+            (&["--min-free", "120%"], &[], "--min-free"),
+            (&["--revalidate", "soon"], &[], "--revalidate"),
+            (&["--umask", "9"], &[], "--umask"),
+            (&["--endpoint-url", "localhost:1"], &[], "--endpoint-url"),
+            (&["--ca-bundle", "/nonexistent.pem"], &[], "/nonexistent.pem"),
+            (&["--log-level", "loud"], &[], "--log-level"),
+            (&["--auto-unmount"], &[], "--auto-unmount"),
+            (&["--remote", "s3://a-bucket/", "--remote", "s3://b-bucket/"], &[], "s3://b-bucket/"),
+            (&[], &[("AZTEC_CACHE_READ_ONLY", "yes")], "AZTEC_CACHE_READ_ONLY"),
+            (&[], &[("S3_BUILD_CACHE_AWS_PARAMS", "--region 'x")], "S3_BUILD_CACHE_AWS_PARAMS"),
+        ];
+        for (args, vars, name) in cases {
+            let error = config(args, vars).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.to_string().contains(name), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn meaningless_options_are_warned_about() {
+        let config = config(&[], &[("S3_BUILD_CACHE_AWS_PARAMS", "--output json")]).unwrap();
+        assert!(config.warnings[0].contains("--output"));
+    }
+}

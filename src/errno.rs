@@ -1,0 +1,39 @@
+//! The one table from failures to errno values.
+
+use crate::error::Kind;
+
+/// The errno that a process sees for a failure of `kind`.
+pub fn errno(kind: Kind) -> i32 {
+    match kind {
+        Kind::NotFound => libc::ENOENT,
+        Kind::AccessDenied | Kind::ListDenied => libc::EACCES,
+        Kind::Unreachable => libc::EHOSTUNREACH,
+        Kind::TimedOut => libc::ETIMEDOUT,
+        Kind::Changed => libc::ESTALE,
+        Kind::Remote | Kind::Damaged => libc::EIO,
+        Kind::NoSpace => libc::ENOSPC,
+        // A reader can do nothing about our disk but read again: EIO, with the cause in the log.
+        Kind::Local | Kind::Mount | Kind::Internal => libc::EIO,
+        Kind::NameTooLong => libc::ENAMETOOLONG,
+        Kind::IsDirectory => libc::EISDIR,
+        Kind::NotDirectory => libc::ENOTDIR,
+        Kind::Invalid | Kind::Usage => libc::EINVAL,
+        Kind::NoAttribute => libc::ENODATA,
+        Kind::ReadOnly => libc::EROFS,
+    }
+}
+
+/// How loudly the daemon logs a failure of `kind`: an absent file is no news.
+pub fn log_level(kind: Kind) -> log::Level {
+    match kind {
+        Kind::NotFound
+        | Kind::NameTooLong
+        | Kind::IsDirectory
+        | Kind::NotDirectory
+        | Kind::Invalid
+        | Kind::NoAttribute
+        | Kind::ReadOnly => log::Level::Debug,
+        Kind::Internal => log::Level::Error,
+        _ => log::Level::Warn,
+    }
+}

@@ -1,0 +1,131 @@
+//! Read-through: the one place that knows both the local cache and the remote.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::cache::CacheDir;
+use crate::download::{Download, Reader};
+use crate::error::{Error, Kind, Result};
+use crate::object::{ETag, Key, ObjectVersion};
+use crate::store::ObjectStore;
+
+/// Ranged GETs at once, over all downloads, beyond the first of each.
+const BUDGET: usize = 32;
+
+/// Opens object versions: a hit is a local file, a miss leads or joins a download.
+pub struct Fetcher {
+    cache: Option<Arc<CacheDir>>,
+    store: Arc<dyn ObjectStore>,
+    runtime: Handle,
+    budget: Arc<Semaphore>,
+    /// Guards only the table; never held across I/O.
+    downloads: Mutex<HashMap<(Key, ETag), Arc<Download>>>,
+    /// How many downloads have left the table. One that did so between a look at the disk and a look at the table
+    /// would be missed by both.
+    ended: AtomicU64,
+}
+
+/// Where an open file's bytes come from.
+pub enum Source {
+    /// A complete local file.
+    Local(Arc<File>),
+    /// A download, under way or done.
+    Download(Arc<Reader>),
+}
+
+/// How much of a version is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing.
+    Remote,
+    /// A download is under way.
+    Partial,
+    /// A complete local file.
+    Cached,
+}
+
+impl Fetcher {
+    /// Fetches from `store` into `cache`, on `runtime`.
+    pub fn new(cache: Option<Arc<CacheDir>>, store: Arc<dyn ObjectStore>, runtime: Handle) -> Arc<Fetcher> {
+        Arc::new(Fetcher {
+            cache,
+            store,
+            runtime,
+            budget: Arc::new(Semaphore::new(BUDGET)),
+            downloads: Mutex::default(),
+            ended: AtomicU64::new(0),
+        })
+    }
+
+    /// Opens `version` without waiting for the network.
+    ///
+    /// # Errors
+    /// `Changed` when it was a local file that no remote vouches for and that is gone.
+    pub fn open(self: &Arc<Fetcher>, version: &ObjectVersion) -> Result<Source> {
+        loop {
+            let ended = self.ended.load(Ordering::Acquire);
+            if let Some(file) = self.cache.as_ref().and_then(|cache| cache.open_version(version)) {
+                return Ok(Source::Local(Arc::new(file)));
+            }
+            if version.etag.is_local() {
+                let key = &version.key;
+                return Err(Error::new(
+                    Kind::Changed,
+                    format!("{key}: its local file was removed or changed"),
+                ));
+            }
+            if let Some(reader) = self.join_or_lead(version, ended) {
+                return Ok(Source::Download(Arc::new(reader)));
+            }
+        }
+    }
+
+    /// None when a download has ended since `seen`: the disk has to be looked at again.
+    fn join_or_lead(self: &Arc<Fetcher>, version: &ObjectVersion, seen: u64) -> Option<Reader> {
+        let id = (version.key.clone(), version.etag.clone());
+        let mut downloads = self.downloads();
+        if self.ended.load(Ordering::Acquire) != seen {
+            return None;
+        }
+        if let Some(reader) = downloads.get(&id).and_then(Download::join) {
+            return Some(reader);
+        }
+        let download = Download::new(version.clone(), self.store.clone(), self.runtime.clone());
+        let reader = download.join()?;
+        downloads.insert(id.clone(), download.clone());
+        let fetcher = self.clone();
+        self.runtime.spawn(async move {
+            download.clone().run(fetcher.cache.clone(), fetcher.budget.clone()).await;
+            fetcher.end(&id, &download);
+        });
+        Some(reader)
+    }
+
+    fn end(&self, id: &(Key, ETag), download: &Arc<Download>) {
+        let mut downloads = self.downloads();
+        // A failed one may have been replaced by a new one already.
+        if downloads.get(id).is_some_and(|known| Arc::ptr_eq(known, download)) {
+            downloads.remove(id);
+        }
+        self.ended.fetch_add(1, Ordering::Release);
+    }
+
+    /// How much of `version` is here now.
+    pub fn state(&self, version: &ObjectVersion) -> State {
+        let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
+        if local.is_some_and(|local| local.version.etag == version.etag) {
+            return State::Cached;
+        }
+        let id = (version.key.clone(), version.etag.clone());
+        if self.downloads().contains_key(&id) { State::Partial } else { State::Remote }
+    }
+
+    fn downloads(&self) -> MutexGuard<'_, HashMap<(Key, ETag), Arc<Download>>> {
+        self.downloads.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}

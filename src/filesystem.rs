@@ -1,0 +1,343 @@
+//! The operations of the file system, free of FUSE: paths and numbers in, [`Answer`]s out.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use nix::sys::statvfs::{Statvfs, statvfs};
+use tokio::runtime::Handle;
+
+use crate::answer::Answer;
+use crate::cache::{CacheDir, Origin};
+use crate::coherence::Coherence;
+use crate::config::MountOptions;
+use crate::error::{Error, Kind, Result};
+use crate::fetch::{Fetcher, State};
+use crate::handles::{Handles, OpenDir, OpenFile};
+use crate::listing::{Entry, Listing, Listings};
+use crate::lookup::Lookup;
+use crate::nodes::{Node, Nodes, ROOT};
+use crate::object::{InvalidKey, Key, NAME_MAX, ObjectVersion};
+use crate::store::ObjectStore;
+
+/// How long the kernel may use an entry and its attributes without asking. Answers come from memory and disk, so
+/// this only saves the kernel's own round trips.
+pub const ENTRY_TTL: Duration = Duration::from_secs(1);
+
+const XATTR_STATE: &str = "user.aztec_cache.state";
+const XATTR_ETAG: &str = "user.aztec_cache.etag";
+const XATTR_SOURCE: &str = "user.aztec_cache.source";
+const XATTR_CHECKSUM: &str = "user.aztec_cache.checksum";
+
+/// A remote shown as a directory tree.
+pub struct Filesystem {
+    cache: Option<Arc<CacheDir>>,
+    store: Arc<dyn ObjectStore>,
+    fetcher: Arc<Fetcher>,
+    lookup: Arc<Lookup>,
+    listings: Arc<Listings>,
+    nodes: Arc<Nodes>,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+    owner: Owner,
+    mounted: SystemTime,
+}
+
+/// Whose files these are and what may be done with them.
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    uid: u32,
+    gid: u32,
+    umask: u16,
+}
+
+/// An inode's attributes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attributes {
+    /// The inode's number.
+    pub number: u64,
+    /// Whether it is a directory.
+    pub is_dir: bool,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it was last written.
+    pub modified: SystemTime,
+    /// Permission bits.
+    pub mode: u16,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+/// An entry of an open directory.
+pub struct DirEntry<'a> {
+    /// The offset of the entry after it.
+    pub next: u64,
+    /// Its name.
+    pub name: &'a str,
+    /// What it is; None for `.` and `..`, which are not looked up.
+    pub entry: Option<&'a Entry>,
+}
+
+/// An open directory's entries from an offset on.
+pub struct DirPage {
+    path: Arc<str>,
+    listing: Arc<Listing>,
+    offset: u64,
+}
+
+impl Filesystem {
+    /// The tree of `store`'s objects, fetched into `cache`. What waits for the network runs on `runtime`.
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        cache: Option<Arc<CacheDir>>,
+        revalidate: Option<Duration>,
+        options: &MountOptions,
+        runtime: Handle,
+    ) -> Filesystem {
+        let coherence = Coherence::new(cache.clone(), revalidate);
+        let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), runtime.clone()));
+        let lookup = Lookup::new(store.clone(), coherence, listings.clone(), runtime.clone());
+        Filesystem {
+            fetcher: Fetcher::new(cache.clone(), store.clone(), runtime),
+            cache,
+            store,
+            lookup: Arc::new(lookup),
+            listings,
+            nodes: Arc::default(),
+            files: Handles::default(),
+            dirs: Handles::default(),
+            owner: Owner {
+                uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
+                gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
+                umask: options.umask,
+            },
+            mounted: SystemTime::now(),
+        }
+    }
+
+    /// Finds `name` in the directory `parent` and counts the lookup.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Answer<Attributes> {
+        let key = match self.child(parent, name) {
+            Ok(key) => key,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let (nodes, owner, mounted) = (self.nodes.clone(), self.owner, self.mounted);
+        let path = key.shared();
+        self.lookup.find(&key).map(move |entry| {
+            let node = node(&entry, || path);
+            attributes(nodes.look_up(node.clone()), &node, owner, mounted)
+        })
+    }
+
+    fn child(&self, parent: u64, name: &OsStr) -> Result<Key> {
+        let Node::Dir(dir) = self.node(parent)? else {
+            return Err(Error::new(Kind::NotDirectory, format!("inode {parent} is not a directory")));
+        };
+        if name.len() > NAME_MAX {
+            return Err(Error::new(Kind::NameTooLong, "a name over 255 bytes"));
+        }
+        // Keys are UTF-8 (https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html).
+        let key = name.to_str().ok_or(InvalidKey::NotAPath).and_then(|name| Key::in_dir(&dir, name));
+        key.map_err(|why| match why {
+            InvalidKey::TooLong => Error::new(Kind::NameTooLong, "a key over 1024 bytes"),
+            InvalidKey::NotAPath | InvalidKey::NeverThere => {
+                Error::new(Kind::NotFound, format!("{}: never a key", name.display()))
+            }
+        })
+    }
+
+    fn node(&self, number: u64) -> Result<Node> {
+        self.nodes.get(number).ok_or_else(|| Error::new(Kind::Invalid, format!("no inode {number}")))
+    }
+
+    fn file_node(&self, number: u64) -> Result<ObjectVersion> {
+        match self.node(number)? {
+            Node::File(version) => Ok(version),
+            Node::Dir(path) => Err(Error::new(Kind::IsDirectory, format!("{path:?} is a directory"))),
+        }
+    }
+
+    /// Takes `lookups` off an inode's count.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        self.nodes.forget(number, lookups);
+    }
+
+    /// An inode's attributes.
+    pub fn attributes(&self, number: u64) -> Result<Attributes> {
+        Ok(attributes(number, &self.node(number)?, self.owner, self.mounted))
+    }
+
+    /// Opens a file. Never waits for the network.
+    pub fn open(&self, number: u64) -> Result<u64> {
+        let version = self.file_node(number)?;
+        match self.fetcher.open(&version) {
+            Ok(source) => Ok(self.files.add(OpenFile::new(version, source))),
+            Err(error) => {
+                // The kernel looks a path up again when its open is told ESTALE.
+                self.lookup.forget(&version.key);
+                Err(error)
+            }
+        }
+    }
+
+    /// Up to `size` bytes of an open file from `offset` on.
+    pub fn read(&self, handle: u64, offset: u64, size: u32) -> Answer<Bytes> {
+        let file = match self.files.get(handle) {
+            Ok(file) => file,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        match file.read(offset, size) {
+            Answer::Later(future) => {
+                let lookup = self.lookup.clone();
+                Answer::later(async move {
+                    let result = future.await;
+                    if result.as_ref().is_err_and(|error| error.kind() == Kind::Changed) {
+                        lookup.forget(&file.version().key);
+                    }
+                    result
+                })
+            }
+            now => now,
+        }
+    }
+
+    /// Closes a file.
+    pub fn release(&self, handle: u64) {
+        self.files.remove(handle);
+    }
+
+    /// Opens a directory.
+    pub fn open_dir(&self, number: u64) -> Result<u64> {
+        match self.node(number)? {
+            Node::Dir(path) => Ok(self.dirs.add(OpenDir::new(path))),
+            Node::File(version) => Err(Error::new(Kind::NotDirectory, format!("{} is a file", version.key))),
+        }
+    }
+
+    /// An open directory's entries from `offset` on. Reading from the start again shows the directory as it is then.
+    pub fn read_dir(&self, handle: u64, offset: u64) -> Answer<DirPage> {
+        let dir = match self.dirs.get(handle) {
+            Ok(dir) => dir,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let path = dir.path.clone();
+        if offset > 0
+            && let Some(listing) = dir.listing()
+        {
+            return Answer::Now(Ok(DirPage { path, listing, offset }));
+        }
+        self.listings.get(&path).map(move |listing| {
+            dir.set_listing(listing.clone());
+            DirPage { path, listing, offset }
+        })
+    }
+
+    /// Looks up an entry that [`Filesystem::read_dir`] gave, counting the lookup.
+    pub fn look_up_entry(&self, page: &DirPage, entry: &Entry) -> Attributes {
+        let node = node(entry, || join(&page.path, entry.name()).into());
+        attributes(self.nodes.look_up(node.clone()), &node, self.owner, self.mounted)
+    }
+
+    /// The attributes shown for `.` and `..`.
+    pub fn dot_attributes(&self, page: &DirPage, name: &str) -> Attributes {
+        let path = match name {
+            "." => &*page.path,
+            _ => page.path.rsplit_once('/').map_or("", |(parent, _)| parent),
+        };
+        let number = if path.is_empty() { ROOT } else { self.nodes.number_of_dir(path) };
+        attributes(number, &Node::Dir(path.into()), self.owner, self.mounted)
+    }
+
+    /// Closes a directory.
+    pub fn release_dir(&self, handle: u64) {
+        self.dirs.remove(handle);
+    }
+
+    /// The disk below the local cache, or below the temporary files when there is none.
+    pub fn statfs(&self) -> Result<Statvfs> {
+        let path = self.cache.as_ref().map_or_else(std::env::temp_dir, |cache| cache.path().to_owned());
+        statvfs(&path).map_err(|e| Error::local(path.display(), &e.into()))
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute` when there is no such attribute, or no such knowledge.
+    pub fn xattr(&self, number: u64, name: &OsStr) -> Result<String> {
+        let none = || Error::new(Kind::NoAttribute, "no such attribute");
+        let (Node::File(version), Some(name)) = (self.node(number)?, name.to_str()) else {
+            return Err(none());
+        };
+        if !name.starts_with("user.aztec_cache.") {
+            return Err(none());
+        }
+        let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
+        let local = local.filter(|local| local.version.etag == version.etag);
+        let value = match (name, local) {
+            (XATTR_STATE, _) => Some(state_name(self.fetcher.state(&version)).to_owned()),
+            (XATTR_ETAG, _) => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
+            (XATTR_SOURCE, Some(local)) => Some(match local.origin {
+                Origin::Known { source, .. } => source,
+                Origin::Adopted => "adopted".to_owned(),
+            }),
+            (XATTR_SOURCE, None) => Some(self.store.url().to_owned()),
+            (XATTR_CHECKSUM, local) => local.and_then(|local| local.checksum),
+            _ => None,
+        };
+        value.ok_or_else(none)
+    }
+
+    /// The names of the extended attributes that have a value.
+    pub fn xattr_names(&self, number: u64) -> Result<Vec<&'static str>> {
+        self.node(number)?;
+        let names = [XATTR_STATE, XATTR_ETAG, XATTR_SOURCE, XATTR_CHECKSUM].into_iter();
+        Ok(names.filter(|name| self.xattr(number, OsStr::new(name)).is_ok()).collect())
+    }
+}
+
+impl DirPage {
+    /// The entries: `.` and `..` at offsets 0 and 1, then the listing's.
+    pub fn entries(&self) -> impl Iterator<Item = DirEntry<'_>> {
+        let dots = [".", ".."].into_iter().enumerate();
+        let dots = dots.map(|(i, name)| DirEntry { next: i as u64 + 1, name, entry: None });
+        let first = self.offset.saturating_sub(2) as usize;
+        let listed = self.listing.from(first).iter().enumerate();
+        let listed = listed.map(move |(i, entry)| DirEntry {
+            next: (first + i) as u64 + 3,
+            name: entry.name(),
+            entry: Some(entry),
+        });
+        dots.skip(self.offset.min(2) as usize).chain(listed)
+    }
+}
+
+fn node(entry: &Entry, path: impl FnOnce() -> Arc<str>) -> Node {
+    match entry {
+        Entry::Dir(_) => Node::Dir(path()),
+        Entry::File(version) => Node::File(version.clone()),
+    }
+}
+
+fn join(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+}
+
+fn attributes(number: u64, node: &Node, owner: Owner, mounted: SystemTime) -> Attributes {
+    let Owner { uid, gid, umask } = owner;
+    let (is_dir, size, modified, mode) = match node {
+        Node::Dir(_) => (true, 0, mounted, 0o755),
+        Node::File(version) => (false, version.size, version.modified, 0o644),
+    };
+    Attributes { number, is_dir, size, modified, mode: mode & !umask, uid, gid }
+}
+
+fn state_name(state: State) -> &'static str {
+    match state {
+        State::Remote => "remote",
+        State::Partial => "partial",
+        State::Cached => "cached",
+    }
+}

@@ -1,0 +1,308 @@
+//! FUSE requests to operations and answers to replies, and nothing else.
+
+use std::ffi::OsStr;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{
+    AccessFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use crate::answer::Answer;
+use crate::errno::{errno, log_level};
+use crate::error::{Error, Kind, Result};
+use crate::filesystem::{Attributes, ENTRY_TTL, Filesystem};
+use crate::listing::Entry;
+
+/// A process that looks up a name can't be killed until it has its answer.
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(45);
+/// A listing may take many pages.
+const LIST_DEADLINE: Duration = Duration::from_secs(120);
+/// A read waits for its turn on a slow link; one that stalls is ended by the download, much earlier.
+const READ_DEADLINE: Duration = Duration::from_secs(300);
+/// Requests the kernel may have under way for readahead. Its default of 12 stops readers of other files too
+/// while that many cold reads wait.
+const MAX_BACKGROUND: u16 = 512;
+
+/// The FUSE side of a [`Filesystem`].
+pub struct Fuse {
+    filesystem: Arc<Filesystem>,
+    runtime: Handle,
+}
+
+impl Fuse {
+    /// Serves `filesystem`; answers that wait do so on `runtime`.
+    pub fn new(filesystem: Arc<Filesystem>, runtime: Handle) -> Fuse {
+        Fuse { filesystem, runtime }
+    }
+
+    /// Hands the answer to `reply`: here and now, or on the runtime when it is known, at the deadline at the latest.
+    fn answer<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        deadline: Duration,
+        answer: Answer<T>,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        match answer {
+            Answer::Now(result) => reply(result.map_err(|error| to_errno(operation, &error))),
+            Answer::Later(future) => {
+                self.runtime.spawn(async move {
+                    let result = timeout(deadline, future).await.unwrap_or_else(|_| {
+                        Err(Error::new(Kind::TimedOut, format!("no answer within {} s", deadline.as_secs())))
+                    });
+                    reply(result.map_err(|error| to_errno(operation, &error)));
+                });
+            }
+        }
+    }
+}
+
+fn to_errno(operation: &str, error: &Error) -> Errno {
+    log::log!(log_level(error.kind()), "{operation}: {error}");
+    Errno::from_i32(errno(error.kind()))
+}
+
+/// Runs a request's code so that a defect in it costs one request, not the session: the reply it drops answers EIO.
+fn shielded(operation: &str, code: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(code)).is_err() {
+        log::error!("{operation}: a defect in aztec-cache; the request was answered with EIO");
+    }
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    let Attributes { number, is_dir, size, modified, mode, uid, gid } = *attributes;
+    FileAttr {
+        ino: INodeNo(number),
+        size,
+        blocks: size.div_ceil(512),
+        atime: modified,
+        mtime: modified,
+        ctime: modified,
+        crtime: modified,
+        kind: if is_dir { FileType::Directory } else { FileType::RegularFile },
+        perm: mode,
+        // 1 for a directory: tools then don't count its subdirectories.
+        nlink: 1,
+        uid,
+        gid,
+        rdev: 0,
+        // What `cp` and `tar` read at a time.
+        blksize: 128 << 10,
+        flags: 0,
+    }
+}
+
+fn kind(entry: Option<&Entry>) -> FileType {
+    if matches!(entry, Some(Entry::File(_))) { FileType::RegularFile } else { FileType::Directory }
+}
+
+impl fuser::Filesystem for Fuse {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_PARALLEL_DIROPS;
+        // A kernel without one of them works, only slower.
+        if let Err(missing) = config.add_capabilities(wanted) {
+            let _ = config.add_capabilities(wanted - missing);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        shielded("lookup", || {
+            let answer = self.filesystem.lookup(parent.0, name);
+            self.answer("lookup", LOOKUP_DEADLINE, answer, |result| match result {
+                Ok(attributes) => reply.entry(&ENTRY_TTL, &file_attr(&attributes), Generation(0)),
+                Err(errno) => reply.error(errno),
+            });
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, nlookup: u64) {
+        shielded("forget", || self.filesystem.forget(ino.0, nlookup));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        shielded("getattr", || match self.filesystem.attributes(ino.0) {
+            Ok(attributes) => reply.attr(&ENTRY_TTL, &file_attr(&attributes)),
+            Err(error) => reply.error(to_errno("getattr", &error)),
+        });
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        shielded("open", || match self.filesystem.open(ino.0) {
+            // An inode number is one version of an object: the kernel's pages of it stay right.
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(to_errno("open", &error)),
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        shielded("read", || {
+            let answer = self.filesystem.read(fh.0, offset, size);
+            self.answer("read", READ_DEADLINE, answer, |result| match result {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => reply.error(errno),
+            });
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // There is nothing to flush; told so once, the kernel doesn't ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        shielded("release", || self.filesystem.release(fh.0));
+        reply.ok();
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        shielded("opendir", || match self.filesystem.open_dir(ino.0) {
+            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Err(error) => reply.error(to_errno("opendir", &error)),
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        /// "Not known": the number of an inode that has not been looked up (`FUSE_UNKNOWN_INO` in fs/fuse).
+        const UNKNOWN: INodeNo = INodeNo(0xffff_ffff);
+        shielded("readdir", || {
+            let answer = self.filesystem.read_dir(fh.0, offset);
+            self.answer("readdir", LIST_DEADLINE, answer, move |result| match result {
+                Err(errno) => reply.error(errno),
+                Ok(page) => {
+                    for entry in page.entries() {
+                        if reply.add(UNKNOWN, entry.next, kind(entry.entry), entry.name) {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+            });
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        shielded("readdirplus", || {
+            let answer = self.filesystem.read_dir(fh.0, offset);
+            let filesystem = self.filesystem.clone();
+            self.answer("readdirplus", LIST_DEADLINE, answer, move |result| match result {
+                Err(errno) => reply.error(errno),
+                Ok(page) => {
+                    for item in page.entries() {
+                        let attributes = match item.entry {
+                            Some(entry) => filesystem.look_up_entry(&page, entry),
+                            None => filesystem.dot_attributes(&page, item.name),
+                        };
+                        let attr = file_attr(&attributes);
+                        if reply.add(attr.ino, item.next, item.name, &ENTRY_TTL, &attr, Generation(0)) {
+                            // It didn't fit, so the kernel wasn't told of it.
+                            if item.entry.is_some() {
+                                filesystem.forget(attributes.number, 1);
+                            }
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+            });
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        shielded("releasedir", || self.filesystem.release_dir(fh.0));
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        shielded("statfs", || match self.filesystem.statfs() {
+            Ok(disk) => reply.statfs(
+                disk.blocks(),
+                disk.blocks_free(),
+                disk.blocks_available(),
+                disk.files(),
+                disk.files_free(),
+                disk.block_size() as u32,
+                255,
+                disk.fragment_size() as u32,
+            ),
+            Err(error) => reply.error(to_errno("statfs", &error)),
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        shielded("getxattr", || match self.filesystem.xattr(ino.0, name) {
+            Ok(value) => reply_xattr(value.as_bytes(), size, reply),
+            Err(error) => reply.error(to_errno("getxattr", &error)),
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        shielded("listxattr", || match self.filesystem.xattr_names(ino.0) {
+            Ok(names) => {
+                let list: String = names.iter().flat_map(|name| [name, "\0"]).collect();
+                reply_xattr(list.as_bytes(), size, reply);
+            }
+            Err(error) => reply.error(to_errno("listxattr", &error)),
+        });
+    }
+
+    fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        shielded("access", || match self.filesystem.attributes(ino.0) {
+            Ok(_) if mask.contains(AccessFlags::W_OK) => reply.error(to_errno("access", &read_only())),
+            Ok(attributes) if mask.contains(AccessFlags::X_OK) && !attributes.is_dir => {
+                reply.error(Errno::EACCES)
+            }
+            Ok(_) => reply.ok(),
+            Err(error) => reply.error(to_errno("access", &error)),
+        });
+    }
+}
+
+fn read_only() -> Error {
+    Error::new(Kind::ReadOnly, "the mount is read-only")
+}
+
+/// The two-step protocol of getxattr(2) and listxattr(2): size 0 asks for the size.
+fn reply_xattr(value: &[u8], size: u32, reply: ReplyXattr) {
+    match (size as usize, value.len()) {
+        (0, length) => reply.size(length as u32),
+        (size, length) if length > size => reply.error(Errno::ERANGE),
+        _ => reply.data(value),
+    }
+}

@@ -1,0 +1,30 @@
+//! aztec-cache: a team's S3 build cache as a directory. See `ARCHITECTURE.md` for the map.
+
+#![warn(missing_docs)]
+
+pub mod answer;
+pub mod cache;
+pub mod cli;
+pub mod coherence;
+pub mod commands;
+pub mod config;
+pub mod daemon;
+pub mod direct;
+pub mod download;
+pub mod errno;
+pub mod error;
+pub mod fetch;
+pub mod filesystem;
+pub mod fuse;
+pub mod handles;
+pub mod listing;
+pub mod logging;
+pub mod lookup;
+pub mod mount;
+pub mod mountpoint;
+pub mod nodes;
+pub mod object;
+pub mod parts;
+pub mod retry;
+pub mod single_flight;
+pub mod store;

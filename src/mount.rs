@@ -1,0 +1,247 @@
+//! Wires a file system together, mounts it, and serves it until it is unmounted or told to end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{MountOption, Session, SessionACL};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::cache::CacheDir;
+use crate::config::{Config, KernelFlag};
+use crate::error::{Error, Kind, Result};
+use crate::filesystem::Filesystem;
+use crate::fuse::Fuse;
+use crate::mountpoint;
+use crate::store::{self, ObjectStore};
+
+/// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
+const PROBE_WAIT: Duration = Duration::from_secs(1);
+/// How long open files stay readable after a signal.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long tasks under way may take to clean up.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// Mounts what `config` says and serves it. `ready` gets the ready line once the mount answers.
+///
+/// # Errors
+/// It can't be mounted. What is wrong with the remote or the local cache is said and does not keep it from mounting.
+pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
+    check_fuse()?;
+    let store = store::open(&config.remote, &config.s3)?;
+    // First the cache directory: the mountpoint may lie in it.
+    let cache = open_cache(config);
+    let path = mountpoint::prepare(&config.mountpoint)?;
+    let cache = cache.map(Arc::new);
+    let runtime = runtime()?;
+    let probe = runtime.spawn(probe(store.clone()));
+    if let Some(cache) = cache.clone() {
+        runtime.spawn_blocking(move || cache.sweep());
+    }
+    let filesystem = Filesystem::new(
+        store.clone(),
+        cache.clone(),
+        config.revalidate,
+        &config.mount,
+        runtime.handle().clone(),
+    );
+    let fuse = Fuse::new(Arc::new(filesystem), runtime.handle().clone());
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let session = Session::new(fuse, &path, &session_config(config, store.url()))
+        .map_err(|e| mount_error(&path, &e))?;
+    let ended = serve(session)?;
+    if let Err(e) = std::fs::metadata(&path) {
+        let _ = mountpoint::unmount(&path);
+        return Err(Error::new(Kind::Mount, format!("{}: the mount doesn't answer: {e}", path.display())));
+    }
+    runtime.block_on(report_probe(probe));
+    ready(&ready_line(config, store.url(), &path, cache.as_deref()));
+    let result = runtime.block_on(until_unmounted(&path, ended, &mut signals));
+    runtime.shutdown_timeout(SHUTDOWN);
+    result
+}
+
+/// The local cache, or None with a warning when there can't be one: builds go on without.
+fn open_cache(config: &Config) -> Option<CacheDir> {
+    let dir = config.cache_dir.as_ref()?;
+    match CacheDir::open(dir, &config.mountpoint, config.space) {
+        Ok(cache) => Some(cache),
+        Err(e) => {
+            log::warn!(
+                "Cannot create local cache dir {}, skipping local cache ({e}); name a directory that you may write",
+                dir.display()
+            );
+            None
+        }
+    }
+}
+
+fn runtime() -> Result<Runtime> {
+    let runtime = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
+    runtime.map_err(|e| Error::new(Kind::Mount, format!("can't start threads: {e}")))
+}
+
+fn check_fuse() -> Result<()> {
+    match std::fs::metadata("/dev/fuse") {
+        Err(e) => Err(Error::new(
+            Kind::Mount,
+            format!(
+                "/dev/fuse: {e}; load the module with 'modprobe fuse', or give the container --device /dev/fuse"
+            ),
+        )),
+        Ok(_) if nix::unistd::geteuid().is_root() => Ok(()),
+        Ok(_) => match Command::new("fusermount3").arg("-V").output() {
+            Ok(_) => Ok(()),
+            Err(e) => Err(mountpoint::no_fusermount(&e)),
+        },
+    }
+}
+
+fn session_config(config: &Config, url: &str) -> fuser::Config {
+    let options = &config.mount;
+    let mut session = fuser::Config::default();
+    session.mount_options = vec![
+        MountOption::RO,
+        // Modes that are shown are modes that hold.
+        MountOption::DefaultPermissions,
+        // A comma would end the option.
+        MountOption::FSName(url.replace(',', "_")),
+        MountOption::CUSTOM("subtype=aztec-cache".to_owned()),
+    ];
+    if options.auto_unmount {
+        session.mount_options.push(MountOption::AutoUnmount);
+    }
+    session.mount_options.extend(options.flags.iter().map(kernel_flag));
+    session.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    session.n_threads = Some(std::thread::available_parallelism().map_or(4, |n| n.get().clamp(4, 16)));
+    // Each thread with its own descriptor; needs the right to open the device.
+    session.clone_fd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    session
+}
+
+fn kernel_flag(flag: &KernelFlag) -> MountOption {
+    match flag {
+        KernelFlag::Dev => MountOption::Dev,
+        KernelFlag::NoDev => MountOption::NoDev,
+        KernelFlag::Suid => MountOption::Suid,
+        KernelFlag::NoSuid => MountOption::NoSuid,
+        KernelFlag::Exec => MountOption::Exec,
+        KernelFlag::NoExec => MountOption::NoExec,
+        KernelFlag::Atime => MountOption::Atime,
+        KernelFlag::NoAtime => MountOption::NoAtime,
+        KernelFlag::Sync => MountOption::Sync,
+        KernelFlag::Async => MountOption::Async,
+        KernelFlag::DirSync => MountOption::DirSync,
+    }
+}
+
+fn mount_error(path: &Path, error: &io::Error) -> Error {
+    let cause = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let remedy = if cause.contains("allow_other") {
+        "add user_allow_other to /etc/fuse.conf or leave --allow-other out"
+    } else {
+        "check that you own the directory and may use /dev/fuse"
+    };
+    Error::new(Kind::Mount, format!("{}: can't mount: {cause}; {remedy}", path.display()))
+}
+
+/// Serves requests on threads of their own; the receiver resolves when the session has ended.
+fn serve(session: Session<Fuse>) -> Result<oneshot::Receiver<io::Result<()>>> {
+    let (tell, ended) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || tell.send(session.run()))
+        .map_err(|e| Error::new(Kind::Mount, format!("can't start a thread: {e}")))?;
+    Ok(ended)
+}
+
+async fn probe(store: Arc<dyn ObjectStore>) {
+    match store.list("", None, 1).await {
+        Ok(_) => {}
+        Err(error) if matches!(error.kind(), Kind::ListDenied | Kind::Unreachable | Kind::TimedOut) => {
+            // Unreachable: the store itself says so, once.
+            log::info!("{error}");
+        }
+        Err(error) => log::warn!("{error}; mounted all the same: files in the local cache are served"),
+    }
+}
+
+/// Gives the probe a moment to find something to warn about while the terminal is still there; then it goes on alone.
+async fn report_probe(probe: JoinHandle<()>) {
+    let _ = timeout(PROBE_WAIT, probe).await;
+}
+
+fn ready_line(config: &Config, url: &str, path: &Path, cache: Option<&CacheDir>) -> String {
+    let cache = match cache {
+        Some(cache) if cache.is_writable() => format!("local cache {}", cache.path().display()),
+        Some(cache) => format!("local cache {} (not writable)", cache.path().display()),
+        None => "no local cache".to_owned(),
+    };
+    let in_front = if config.foreground { ", in the foreground" } else { "" };
+    format!("{url} mounted at {}: {cache}, read-only, no passthrough{in_front}", path.display())
+}
+
+/// SIGTERM, SIGINT and SIGHUP, which all mean: unmount.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let install =
+            |kind| signal(kind).map_err(|e| Error::new(Kind::Mount, format!("can't handle signals: {e}")));
+        Ok(Signals([
+            install(SignalKind::terminate())?,
+            install(SignalKind::interrupt())?,
+            install(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+async fn until_unmounted(
+    path: &Path,
+    mut ended: oneshot::Receiver<io::Result<()>>,
+    signals: &mut Signals,
+) -> Result<()> {
+    tokio::select! {
+        result = &mut ended => return session_result(result),
+        () = signals.next() => {}
+    }
+    let own: PathBuf = path.to_owned();
+    let unmounted = tokio::task::spawn_blocking(move || mountpoint::unmount(&own)).await;
+    if let Ok(Err(error)) = unmounted {
+        log::warn!("{error}");
+    }
+    // Detached lazily, the session goes on while files are open: for a while, or until told again.
+    tokio::select! {
+        result = &mut ended => session_result(result),
+        () = sleep(GRACE) => {
+            log::info!("files are still open: their readers get an error now");
+            Ok(())
+        }
+        () = signals.next() => Ok(()),
+    }
+}
+
+fn session_result(result: Result<io::Result<()>, oneshot::error::RecvError>) -> Result<()> {
+    let error =
+        |what: String| Error::new(Kind::Mount, format!("the FUSE session failed: {what}; mount again"));
+    match result {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(e)) => Err(error(e.to_string())),
+        Err(_) => Err(error("its thread died".to_owned())),
+    }
+}

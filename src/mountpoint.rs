@@ -1,0 +1,215 @@
+//! The directory to mount on: what is there now, making it fit, and taking a mount off it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+
+use crate::error::{Error, Kind, Result};
+
+/// The file system type that the mount table shows.
+pub const FS_TYPE: &str = "fuse.aztec-cache";
+
+/// A living mount answers within this, unless its daemon hangs.
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Makes `path` fit to mount on: created when missing, a dead mount taken off. Returns its real path.
+///
+/// # Errors
+/// Something is mounted there already; it is not an empty directory; it can't be made.
+pub fn prepare(path: &Path) -> Result<PathBuf> {
+    let name = path.display();
+    let path = &real_path(path);
+    while let Some(fs_type) = mounted_type(path)? {
+        if !fs_type.starts_with("fuse") {
+            break;
+        }
+        if !is_dead(path) {
+            let message = match fs_type == FS_TYPE {
+                true => format!(
+                    "{name}: already mounted; run 'aztec-cache unmount {name}' first, or use it as it is"
+                ),
+                false => format!(
+                    "{name}: a {fs_type} file system is mounted there; unmount it or choose another directory"
+                ),
+            };
+            return Err(Error::new(Kind::Mount, message));
+        }
+        log::info!("{name}: taking off a dead mount");
+        detach(path)?;
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.is_dir() => {
+            return Err(Error::new(Kind::Mount, format!("{name}: not a directory; name one to mount on")));
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path).map_err(|e| {
+            Error::new(
+                Kind::Mount,
+                format!("{name}: can't create it: {e}; name a directory that you may write"),
+            )
+        })?,
+        Err(e) => {
+            return Err(Error::new(Kind::Mount, format!("{name}: {e}; name a directory that you may write")));
+        }
+    }
+    let mut entries = fs::read_dir(path)
+        .map_err(|e| Error::new(Kind::Mount, format!("{name}: {e}; name a directory of yours")))?;
+    if entries.next().is_some() {
+        return Err(Error::new(
+            Kind::Mount,
+            format!("{name}: not empty; move its files away or name an empty directory"),
+        ));
+    }
+    Ok(path.clone())
+}
+
+/// Unmounts what of ours is mounted on `path`, lazily when it is in use. Nothing there is fine.
+///
+/// # Errors
+/// Another file system is mounted there, or unmounting is not permitted.
+pub fn unmount(path: &Path) -> Result<()> {
+    let path = &real_path(path);
+    while let Some(fs_type) = mounted_type(path)? {
+        if fs_type != FS_TYPE {
+            let message = format!(
+                "{}: a {fs_type} file system is mounted there, not aztec-cache; use umount(8)",
+                path.display()
+            );
+            return Err(Error::new(Kind::Mount, message));
+        }
+        detach(path)?;
+    }
+    Ok(())
+}
+
+/// The path without symbolic links in it, but never asking what is mounted on it, which may be dead.
+fn real_path(path: &Path) -> PathBuf {
+    match (path.parent().map(fs::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => {
+            let path = parent.join(name);
+            match fs::read_link(&path) {
+                Ok(target) => fs::canonicalize(parent.join(target)).unwrap_or(path),
+                Err(_) => path,
+            }
+        }
+        _ => path.to_owned(),
+    }
+}
+
+/// Takes the topmost mount off `path`: at once if nobody uses it, else lazily, so that open files stay readable
+/// until they are closed or the daemon ends.
+fn detach(path: &Path) -> Result<()> {
+    let plain = umount2(path, MntFlags::UMOUNT_NOFOLLOW);
+    let result = match plain {
+        Err(Errno::EBUSY) => umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH),
+        other => other,
+    };
+    match result {
+        // EINVAL: it went away by itself.
+        Ok(()) | Err(Errno::EINVAL) => Ok(()),
+        Err(Errno::EPERM) => fusermount_unmount(path),
+        Err(e) => Err(Error::new(Kind::Mount, format!("{}: can't unmount: {e}", path.display()))),
+    }
+}
+
+/// An ordinary user's way, through the set-user-id helper.
+fn fusermount_unmount(path: &Path) -> Result<()> {
+    for flags in [&["-u", "-q"][..], &["-u", "-q", "-z"]] {
+        let helper =
+            Command::new("fusermount3").args(flags).arg("--").arg(path).stdin(Stdio::null()).output();
+        match helper {
+            Ok(output) if output.status.success() => return Ok(()),
+            Ok(_) => {}
+            Err(e) => return Err(no_fusermount(&e)),
+        }
+    }
+    if mounted_type(path)?.is_none() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Mount,
+        format!("{}: not permitted to unmount; do it as the user who mounted it, or as root", path.display()),
+    ))
+}
+
+/// What to say when fusermount3 can't be run.
+pub fn no_fusermount(error: &io::Error) -> Error {
+    Error::new(
+        Kind::Mount,
+        format!("fusermount3: {error}; an ordinary user needs it to mount: apt-get install fuse3"),
+    )
+}
+
+/// The type of the file system mounted last on `path`.
+fn mounted_type(path: &Path) -> Result<Option<String>> {
+    let table = fs::read("/proc/self/mountinfo")
+        .map_err(|e| Error::new(Kind::Mount, format!("/proc/self/mountinfo: {e}; is /proc mounted?")))?;
+    Ok(last_type_at(&table, path))
+}
+
+/// Reads proc(5)'s mountinfo: the fifth field is the mount point, the type follows the lone dash.
+fn last_type_at(table: &[u8], path: &Path) -> Option<String> {
+    let mount = |line: &[u8]| -> Option<(PathBuf, String)> {
+        let mut fields = line.split(|b| *b == b' ');
+        let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(4)?)));
+        let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
+        Some((point, String::from_utf8_lossy(fs_type).into_owned()))
+    };
+    let mounts = table.split(|b| *b == b'\n').filter_map(mount);
+    mounts.filter(|(point, _)| point == path).last().map(|(_, fs_type)| fs_type)
+}
+
+/// Undoes the table's `\040` for spaces and the like.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        let octal = tail.get(..3).and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        match (first, octal) {
+            (b'\\', Some(byte)) => {
+                out.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// Whether the daemon behind the mount is gone. A daemon that hangs is not dead; asking it happens on a thread that
+/// may be left behind.
+fn is_dead(path: &Path) -> bool {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        let error = fs::metadata(&path).err().and_then(|e| e.raw_os_error());
+        let _ = tell.send(matches!(error, Some(libc::ENOTCONN | libc::ECONNABORTED)));
+    });
+    told.recv_timeout(ALIVE_TIMEOUT).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table() {
+        let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+            90 22 0:50 / /mnt/a\\040b rw,nosuid - fuse.sshfs x rw\n\
+            91 22 0:51 / /mnt/a\\040b ro,nosuid shared:7 - fuse.aztec-cache s3://b/ rw,user_id=0\n";
+        assert_eq!(last_type_at(table, Path::new("/mnt/a b")).as_deref(), Some(FS_TYPE));
+        assert_eq!(last_type_at(table, Path::new("/")).as_deref(), Some("ext4"));
+        assert_eq!(last_type_at(table, Path::new("/mnt")), None);
+    }
+}

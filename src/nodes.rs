@@ -1,0 +1,150 @@
+//! The inode table: which number names which directory or object version, for as long as the kernel knows it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::object::ObjectVersion;
+
+/// The root directory's inode number (`FUSE_ROOT_ID` in the kernel's `include/uapi/linux/fuse.h`).
+pub const ROOT: u64 = 1;
+
+/// What an inode number names.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Node {
+    /// A directory, by its path below the mount; `""` is the root.
+    Dir(Arc<str>),
+    /// One version of an object. Another version gets another number, so that pages the kernel keeps are never
+    /// another version's.
+    File(ObjectVersion),
+}
+
+impl Node {
+    fn path(&self) -> Arc<str> {
+        match self {
+            Node::Dir(path) => path.clone(),
+            Node::File(version) => version.key.shared(),
+        }
+    }
+}
+
+/// The table. A number lives from its first lookup until the kernel has forgotten it as often as it was looked up,
+/// and is never used again.
+#[derive(Debug)]
+pub struct Nodes {
+    /// Guards the whole table; never held across a wait.
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    by_number: HashMap<u64, Known>,
+    by_path: HashMap<Arc<str>, u64>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    node: Node,
+    lookups: u64,
+}
+
+impl Default for Nodes {
+    fn default() -> Nodes {
+        let (by_number, by_path) = (HashMap::new(), HashMap::new());
+        Nodes { table: Mutex::new(Table { by_number, by_path, next: ROOT + 1 }) }
+    }
+}
+
+impl Nodes {
+    /// The number of `node`, which the kernel is about to be told: counts one lookup.
+    pub fn look_up(&self, node: Node) -> u64 {
+        let mut table = self.table();
+        let path = node.path();
+        if let Some(number) = table.by_path.get(&path).copied()
+            && let Some(known) = table.by_number.get_mut(&number)
+            && known.node == node
+        {
+            known.lookups += 1;
+            return number;
+        }
+        let number = table.next;
+        table.next += 1;
+        table.by_path.insert(path, number);
+        table.by_number.insert(number, Known { node, lookups: 1 });
+        number
+    }
+
+    /// What `number` names; None when the kernel was never told, or has forgotten.
+    pub fn get(&self, number: u64) -> Option<Node> {
+        if number == ROOT {
+            return Some(Node::Dir("".into()));
+        }
+        self.table().by_number.get(&number).map(|known| known.node.clone())
+    }
+
+    /// The number of the directory at `path`, for a `..` entry; the root's if the kernel doesn't know it.
+    pub fn number_of_dir(&self, path: &str) -> u64 {
+        self.table().by_path.get(path).copied().unwrap_or(ROOT)
+    }
+
+    /// Takes `lookups` off `number`'s count.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        let mut table = self.table();
+        let Some(known) = table.by_number.get_mut(&number) else { return };
+        known.lookups = known.lookups.saturating_sub(lookups);
+        if known.lookups > 0 {
+            return;
+        }
+        let path = known.node.path();
+        table.by_number.remove(&number);
+        // The path may name a newer version by now.
+        if table.by_path.get(&path) == Some(&number) {
+            table.by_path.remove(&path);
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::object::{ETag, Key};
+
+    fn file(name: &str, etag: &str) -> Node {
+        let (key, etag) = (Key::new(name).unwrap(), ETag::new(etag));
+        Node::File(ObjectVersion { key, etag, size: 1, modified: SystemTime::UNIX_EPOCH })
+    }
+
+    #[test]
+    fn a_version_keeps_its_number_and_another_gets_another() {
+        let nodes = Nodes::default();
+        let first = nodes.look_up(file("a", "1"));
+        assert_eq!(nodes.look_up(file("a", "1")), first);
+        let second = nodes.look_up(file("a", "2"));
+        assert_ne!(first, second);
+        assert_eq!(nodes.get(first), Some(file("a", "1")), "the old version's handles go on");
+    }
+
+    #[test]
+    fn forgotten_numbers_are_gone_for_good() {
+        let nodes = Nodes::default();
+        let old = nodes.look_up(file("a", "1"));
+        nodes.look_up(file("a", "1"));
+        let new = nodes.look_up(file("a", "2"));
+        nodes.forget(old, 2);
+        assert_eq!(nodes.get(old), None);
+        assert_eq!(
+            nodes.look_up(file("a", "2")),
+            new,
+            "forgetting the old version leaves the new one's path"
+        );
+        nodes.forget(new, 2);
+        assert!(nodes.look_up(file("a", "1")) > new);
+        assert_eq!(nodes.get(ROOT), Some(Node::Dir("".into())));
+    }
+}

@@ -1,0 +1,99 @@
+//! A range's bytes, whole or an error: goes on where a connection broke, a bounded number of times.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use tokio::time::{sleep, timeout};
+
+use crate::error::{Error, Kind, Result};
+use crate::object::ObjectVersion;
+use crate::store::{Body, ObjectStore};
+
+/// Attempts in a row that bring nothing before the fetch gives up.
+const ATTEMPTS: u32 = 5;
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(3);
+/// A body that brings nothing for so long is given up.
+const STALL: Duration = Duration::from_secs(10);
+
+/// The bytes of one range of one object version, in order.
+pub struct RangeFetch<'a> {
+    store: &'a dyn ObjectStore,
+    object: &'a ObjectVersion,
+    range: Range<u64>,
+    body: Option<Body>,
+    /// Attempts since the last byte.
+    failed: u32,
+}
+
+impl<'a> RangeFetch<'a> {
+    /// A fetch of `range`, which lies within the object; nothing is requested yet.
+    pub fn new(store: &'a dyn ObjectStore, object: &'a ObjectVersion, range: Range<u64>) -> RangeFetch<'a> {
+        RangeFetch { store, object, range, body: None, failed: 0 }
+    }
+
+    /// The next chunk; None once the whole range has been given out.
+    ///
+    /// # Errors
+    /// The object was replaced, access is refused, or five attempts in a row brought nothing.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        while !self.range.is_empty() {
+            match self.attempt().await {
+                Ok(chunk) => {
+                    self.failed = 0;
+                    self.range.start += chunk.len() as u64;
+                    return Ok(Some(chunk));
+                }
+                Err(error) => {
+                    self.body = None;
+                    self.failed += 1;
+                    if !error.is_transient() || self.failed >= ATTEMPTS {
+                        return Err(error);
+                    }
+                    log::info!("attempt {} of {ATTEMPTS}: {error}", self.failed);
+                    sleep(backoff(self.failed)).await;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next chunk if it is here already.
+    pub fn next_now(&mut self) -> Option<Bytes> {
+        let chunk = self.body.as_mut()?.next().now_or_never()??.ok()?;
+        let chunk = self.trim(chunk);
+        self.range.start += chunk.len() as u64;
+        (!chunk.is_empty()).then_some(chunk)
+    }
+
+    async fn attempt(&mut self) -> Result<Bytes> {
+        let body = match &mut self.body {
+            Some(body) => body,
+            None => self.body.insert(self.store.get(self.object, self.range.clone()).await?),
+        };
+        match timeout(STALL, body.next()).await {
+            Err(_) => Err(self.error(Kind::TimedOut, "the body stalled")),
+            Ok(None) => Err(self.error(Kind::Damaged, "the body ended early")),
+            Ok(Some(chunk)) => chunk.map(|chunk| self.trim(chunk)),
+        }
+    }
+
+    /// A store gives no more than was asked for; if one did, the excess is not the range's.
+    fn trim(&self, chunk: Bytes) -> Bytes {
+        let left = self.range.end - self.range.start;
+        chunk.slice(..chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX)))
+    }
+
+    fn error(&self, kind: Kind, what: &str) -> Error {
+        let (key, at) = (&self.object.key, self.range.start);
+        Error::new(kind, format!("{}{key}: {what} at byte {at} of {}", self.store.url(), self.object.size))
+    }
+}
+
+/// Full jitter (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+fn backoff(failed: u32) -> Duration {
+    let ceiling = MAX_BACKOFF.min(FIRST_BACKOFF * 2u32.saturating_pow(failed.min(16)));
+    ceiling.mul_f64(fastrand::f64())
+}

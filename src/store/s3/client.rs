@@ -1,0 +1,137 @@
+//! The SDK's client: credentials, region, time-outs, retries.
+
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::environment::region::EnvironmentVariableRegionProvider;
+use aws_config::imds;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_credential_types::provider::ProvideCredentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::retry::RetryConfig;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::config::{
+    Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    StalledStreamProtectionConfig,
+};
+use aws_smithy_runtime_api::client::http::{SharedHttpConnector, http_client_fn};
+
+use crate::config::S3Options;
+use crate::store::s3::connector::Connector;
+
+/// One attempt, up to the answer's headers.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// All attempts of a request: what a `lookup` waits at most.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
+const ATTEMPTS: u32 = 3;
+/// The instance metadata service answers within milliseconds, or isn't there (on a laptop).
+const IMDS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The client, and whether it signs.
+pub struct S3Client {
+    pub sdk: Client,
+    pub signed: bool,
+}
+
+/// Finds region and credentials and makes the client. Doesn't fail: credentials that can't be loaded fail each
+/// request that needs them.
+pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
+    let http = http_client(connector);
+    let region = region(options).await;
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(region.clone())
+        .http_client(http.clone())
+        .timeout_config(
+            TimeoutConfig::builder()
+                .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+                .operation_timeout(OPERATION_TIMEOUT)
+                .build(),
+        )
+        .retry_config(
+            RetryConfig::standard()
+                .with_max_attempts(ATTEMPTS)
+                .with_initial_backoff(Duration::from_millis(100))
+                .with_max_backoff(Duration::from_secs(2)),
+        )
+        // Bodies are watched by the download, which can go on from where one broke.
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        // Several servers reject the newer trailing checksums.
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    if let Some(url) = &options.endpoint_url {
+        loader = loader.endpoint_url(url);
+    }
+    let credentials = if options.no_sign_request { None } else { credentials(options, http, region).await };
+    let signed = credentials.is_some();
+    loader = match credentials {
+        Some(chain) => loader.credentials_provider(chain),
+        None => loader.no_credentials(),
+    };
+    if let Some(profile) = &options.profile {
+        loader = loader.profile_name(profile);
+    }
+    let shared = loader.load().await;
+    let path_style = options.force_path_style || shared.endpoint_url().is_some();
+    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+    let config = if signed { config } else { config.allow_no_auth() };
+    S3Client { sdk: Client::from_conf(config.build()), signed }
+}
+
+fn http_client(connector: Connector) -> SharedHttpClient {
+    http_client_fn(move |_, _| SharedHttpConnector::new(connector.clone()))
+}
+
+/// The region in force. The metadata service isn't asked: it knows where this machine is, not where the bucket is.
+async fn region(options: &S3Options) -> Region {
+    let mut profile = ProfileFileRegionProvider::builder();
+    if let Some(name) = &options.profile {
+        profile = profile.profile_name(name);
+    }
+    RegionProviderChain::first_try(options.region.clone().map(Region::new))
+        .or_else(EnvironmentVariableRegionProvider::new())
+        .or_else(profile.build())
+        .or_else(Region::new("us-east-2"))
+        .region()
+        .await
+        .unwrap_or(Region::new("us-east-2"))
+}
+
+/// The SDK's chain of credential sources; None when none of them has any.
+async fn credentials(
+    options: &S3Options,
+    http: SharedHttpClient,
+    region: Region,
+) -> Option<DefaultCredentialsChain> {
+    let provider_config = ProviderConfig::default().with_http_client(http).with_region(Some(region.clone()));
+    let imds = imds::Client::builder()
+        .configure(&provider_config)
+        .connect_timeout(IMDS_TIMEOUT)
+        .read_timeout(IMDS_TIMEOUT)
+        .operation_attempt_timeout(IMDS_TIMEOUT)
+        .max_attempts(1)
+        .build();
+    let mut chain =
+        DefaultCredentialsChain::builder().configure(provider_config).region(region).imds_client(imds);
+    if let Some(profile) = &options.profile {
+        chain = chain.profile_name(profile);
+    }
+    let chain = chain.build().await;
+    match chain.provide_credentials().await {
+        Err(CredentialsError::CredentialsNotLoaded(_)) => {
+            log::info!("no AWS credentials found: requests are not signed");
+            None
+        }
+        Err(e) => {
+            log::warn!(
+                "AWS credentials can't be loaded: {}; check --profile and the AWS variables",
+                aws_sdk_s3::error::DisplayErrorContext(&e)
+            );
+            Some(chain)
+        }
+        Ok(_) => Some(chain),
+    }
+}

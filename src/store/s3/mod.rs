@@ -1,0 +1,312 @@
+//! `s3://BUCKET/PREFIX/`.
+
+mod client;
+mod connector;
+mod failure;
+
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
+use aws_sdk_s3::primitives::{ByteStream, DateTime};
+use aws_sdk_s3::types::EncodingType;
+use bytes::Bytes;
+use futures_util::stream;
+use percent_encoding::percent_decode_str;
+use tokio::sync::OnceCell;
+
+use crate::config::S3Options;
+use crate::error::{Error, Kind, Result};
+use crate::object::{ETag, Key, ObjectVersion};
+use crate::store::{Body, ListedObject, ObjectStore, Page};
+use failure::Failure;
+
+/// How long the answer to "may we list?" holds, which decides what a 403 means.
+const LIST_RIGHT_TTL: Duration = Duration::from_secs(60);
+
+/// A bucket, or the part of it below a prefix.
+pub struct S3Store {
+    bucket: String,
+    prefix: String,
+    url: String,
+    options: S3Options,
+    http: connector::Connector,
+    /// Made at the first request: finding credentials may itself take network round trips.
+    client: OnceCell<client::S3Client>,
+    /// Guards only the remembered answer; never held across a request.
+    list_right: Mutex<Option<(Instant, ListRight)>>,
+}
+
+/// What the remote lets us see.
+#[derive(Clone, Debug)]
+enum ListRight {
+    /// A missing key is a 404, so a 403 means no.
+    Granted,
+    /// A missing key is a 403, as the S3 API has it for those without `s3:ListBucket`
+    /// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html>).
+    Denied,
+    /// The credentials themselves are refused.
+    BadCredentials(Error),
+}
+
+impl S3Store {
+    /// The store of the objects in `bucket` whose keys begin with `prefix` (empty, or ending in `/`).
+    ///
+    /// # Errors
+    /// A CA bundle that can't be used.
+    pub fn new(bucket: &str, prefix: &str, options: &S3Options) -> Result<S3Store> {
+        Ok(S3Store {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            url: format!("s3://{bucket}/{prefix}"),
+            options: options.clone(),
+            http: connector::Connector::new(options)?,
+            client: OnceCell::new(),
+            list_right: Mutex::new(None),
+        })
+    }
+
+    async fn client(&self) -> &client::S3Client {
+        self.client.get_or_init(|| client::connect(&self.options, self.http.clone())).await
+    }
+
+    fn full_key(&self, key: &Key) -> String {
+        format!("{}{}", self.prefix, key.as_str())
+    }
+
+    fn what(&self, key: &Key) -> String {
+        format!("{}{}", self.url, key)
+    }
+
+    /// What a 403 for an object means: nothing of the kind exists, or we may not have it.
+    async fn explain_forbidden(&self, client: &client::S3Client, failure: Failure, what: &str) -> Error {
+        let hidden =
+            || Error::new(Kind::NotFound, format!("{what}: no such object, or none that may be read"));
+        if !client.signed {
+            return hidden();
+        }
+        match self.list_right(&client.sdk).await {
+            ListRight::Denied => hidden(),
+            ListRight::Granted => failure.error,
+            ListRight::BadCredentials(error) => error,
+        }
+    }
+
+    async fn list_right(&self, client: &Client) -> ListRight {
+        if let Some((asked, right)) = self.remembered_list_right()
+            && asked.elapsed() < LIST_RIGHT_TTL
+        {
+            return right;
+        }
+        let request = client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1);
+        let right = match request.send().await.map_err(|e| Failure::new(&e, &self.url)) {
+            Ok(_) => ListRight::Granted,
+            Err(failure) if failure.is_list_denial() => ListRight::Denied,
+            Err(failure) if failure.error.kind() == Kind::AccessDenied => {
+                ListRight::BadCredentials(failure.error)
+            }
+            // No answer is no news about rights: a 403 was given for the object, so it stands.
+            Err(_) => return ListRight::Granted,
+        };
+        self.remember_list_right(right.clone());
+        right
+    }
+
+    fn remembered_list_right(&self) -> Option<(Instant, ListRight)> {
+        self.list_right.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn remember_list_right(&self, right: ListRight) {
+        *self.list_right.lock().unwrap_or_else(|e| e.into_inner()) = Some((Instant::now(), right));
+    }
+}
+
+#[async_trait]
+impl ObjectStore for S3Store {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn head(&self, key: &Key) -> Result<ObjectVersion> {
+        let client = self.client().await;
+        let what = self.what(key);
+        let request = client.sdk.head_object().bucket(&self.bucket).key(self.full_key(key));
+        let head = match request.send().await.map_err(|e| Failure::new(&e, &what)) {
+            Ok(head) => head,
+            Err(failure) if failure.error.kind() == Kind::AccessDenied => {
+                return Err(self.explain_forbidden(client, failure, &what).await);
+            }
+            Err(failure) => return Err(failure.error),
+        };
+        let (Some(etag), Some(size)) = (head.e_tag(), head.content_length()) else {
+            return Err(not_s3(&what, "no ETag or no length"));
+        };
+        Ok(ObjectVersion {
+            key: key.clone(),
+            etag: ETag::new(etag),
+            size: u64::try_from(size).map_err(|_| not_s3(&what, "a negative length"))?,
+            modified: system_time(head.last_modified()),
+        })
+    }
+
+    async fn list(&self, dir: &str, token: Option<String>, limit: u16) -> Result<Page> {
+        let client = self.client().await;
+        let prefix = if dir.is_empty() { self.prefix.clone() } else { format!("{}{dir}/", self.prefix) };
+        let what = format!("listing {}{}", self.url, dir.escape_debug());
+        let request = client.sdk.list_objects_v2().bucket(&self.bucket).prefix(&prefix).delimiter("/");
+        let request = request.max_keys(limit.into()).set_continuation_token(token);
+        // XML can't carry every byte that a key can: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
+        match request.encoding_type(EncodingType::Url).send().await.map_err(|e| Failure::new(&e, &what)) {
+            Ok(output) => {
+                if dir.is_empty() {
+                    self.remember_list_right(ListRight::Granted);
+                }
+                page(&output, &prefix, &what)
+            }
+            Err(failure) if failure.is_list_denial() => {
+                self.remember_list_right(ListRight::Denied);
+                Err(Error::new(Kind::ListDenied, failure.error.to_string()))
+            }
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
+        let client = self.client().await;
+        let what = self.what(&object.key);
+        let request = client.sdk.get_object().bucket(&self.bucket).key(self.full_key(&object.key));
+        let request = request.if_match(object.etag.as_str());
+        let request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
+        let output = match request.send().await.map_err(|e| Failure::new(&e, &what)) {
+            Ok(output) => output,
+            Err(failure) => {
+                return Err(match failure.error.kind() {
+                    // It was there when its version was learnt.
+                    Kind::NotFound => Error::new(Kind::Changed, format!("{what}: removed while being read")),
+                    Kind::AccessDenied => match self.explain_forbidden(client, failure, &what).await {
+                        error if error.kind() == Kind::NotFound => {
+                            Error::new(Kind::Changed, error.to_string())
+                        }
+                        error => error,
+                    },
+                    _ => failure.error,
+                });
+            }
+        };
+        let skip = check_answer(&output, object, &range, &what)?;
+        Ok(body(output.body, skip, range.end - range.start, what))
+    }
+}
+
+/// Checks that the answer to a ranged GET is what was asked for; returns how many bytes of its body come before
+/// the range, since some servers answer a ranged request with the whole object (200), which RFC 9110 allows.
+fn check_answer(
+    output: &GetObjectOutput,
+    object: &ObjectVersion,
+    range: &Range<u64>,
+    what: &str,
+) -> Result<u64> {
+    if output.e_tag().map(ETag::new).as_ref() != Some(&object.etag) {
+        let got = output.e_tag().unwrap_or("no ETag");
+        return Err(Error::new(
+            Kind::Changed,
+            format!("{what}: asked for version {}, got {got}", object.etag.as_str()),
+        ));
+    }
+    let expected = format!("bytes {}-{}/{}", range.start, range.end - 1, object.size);
+    match output.content_range() {
+        Some(got) if got == expected => Ok(0),
+        Some(got) => Err(Error::new(Kind::Damaged, format!("{what}: asked for '{expected}', got '{got}'"))),
+        None if output.content_length() == i64::try_from(object.size).ok() => Ok(range.start),
+        None => Err(Error::new(
+            Kind::Damaged,
+            format!("{what}: the whole object with a length that isn't its own"),
+        )),
+    }
+}
+
+/// The body's bytes from `skip` on, `length` of them at most.
+fn body(stream: ByteStream, skip: u64, length: u64, what: String) -> Body {
+    Body::new(stream::try_unfold((stream, skip, length), move |(mut stream, mut skip, left)| {
+        let what = what.clone();
+        async move {
+            while left > 0 {
+                let chunk = match stream.next().await {
+                    None => return Ok(None),
+                    Some(Err(e)) => {
+                        let cause = aws_sdk_s3::error::DisplayErrorContext(&e);
+                        return Err(Error::new(
+                            Kind::Unreachable,
+                            format!("{what}: the connection broke: {cause}"),
+                        ));
+                    }
+                    Some(Ok(chunk)) => chunk,
+                };
+                let (chunk, skipped) = after(chunk, skip);
+                skip -= skipped;
+                if !chunk.is_empty() {
+                    let chunk = chunk.slice(..chunk.len().min(left as usize));
+                    let left = left - chunk.len() as u64;
+                    return Ok(Some((chunk, (stream, skip, left))));
+                }
+            }
+            Ok(None)
+        }
+    }))
+}
+
+fn after(chunk: Bytes, skip: u64) -> (Bytes, u64) {
+    let skipped = skip.min(chunk.len() as u64);
+    (chunk.slice(skipped as usize..), skipped)
+}
+
+fn page(output: &ListObjectsV2Output, prefix: &str, what: &str) -> Result<Page> {
+    // Servers that don't know the encoding don't echo it.
+    let encoded = output.encoding_type() == Some(&EncodingType::Url);
+    let name = |key: &str| -> Option<String> {
+        let key = if encoded {
+            percent_decode_str(&key.replace('+', " ")).decode_utf8().ok()?.into_owned()
+        } else {
+            key.to_owned()
+        };
+        key.strip_prefix(prefix).map(str::to_owned)
+    };
+    let mut page = Page::default();
+    for object in output.contents() {
+        let Some(name) = object.key().and_then(name) else {
+            log::warn!("{what}: left out {:?}, which is not a key below the prefix", object.key());
+            continue;
+        };
+        let (Some(etag), Some(size)) =
+            (object.e_tag(), object.size().and_then(|size| u64::try_from(size).ok()))
+        else {
+            return Err(not_s3(what, "an object without an ETag or a size"));
+        };
+        // A key that ends in a slash stands for its directory, as consoles create them.
+        if !name.is_empty() {
+            let modified = system_time(object.last_modified());
+            page.objects.push(ListedObject { name, etag: ETag::new(etag), size, modified });
+        }
+    }
+    for dir in output.common_prefixes().iter().filter_map(|p| name(p.prefix()?)) {
+        page.dirs.push(dir.trim_end_matches('/').to_owned());
+    }
+    page.next = match (output.is_truncated(), output.next_continuation_token()) {
+        (Some(true), Some(token)) => Some(token.to_owned()),
+        (Some(true), None) => return Err(not_s3(what, "a truncated page without a continuation token")),
+        _ => None,
+    };
+    Ok(page)
+}
+
+fn system_time(time: Option<&DateTime>) -> SystemTime {
+    time.and_then(|t| SystemTime::try_from(*t).ok()).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn not_s3(what: &str, why: &str) -> Error {
+    Error::new(Kind::Remote, format!("{what}: the server answered {why}; is the endpoint an S3 server?"))
+}

@@ -1,0 +1,70 @@
+//! The additional checksums of S3: kept with an object, and compared with what an upload claims.
+
+use s3s::checksum::ChecksumHasher;
+use s3s::crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Sha1, Sha256};
+use s3s::dto::{Checksum, ChecksumType};
+use s3s::{S3Result, TrailingHeaders, s3_error};
+
+/// The CRC64NVME of a whole object, which AWS keeps when an upload names no other checksum.
+pub(super) fn crc64nvme(bytes: &[u8]) -> Checksum {
+    let mut hasher = ChecksumHasher { crc64nvme: Some(Crc64Nvme::new()), ..ChecksumHasher::default() };
+    hasher.update(bytes);
+    full_object(hasher)
+}
+
+/// What an upload claims in its headers and in its trailer, which is known once the body has been read.
+pub(super) fn claimed(mut headers: Checksum, trailer: Option<&TrailingHeaders>) -> Checksum {
+    if let Some(trailer) = trailer.and_then(TrailingHeaders::take) {
+        let get = |name: &str| trailer.get(name)?.to_str().ok().map(str::to_owned);
+        let fields = [
+            (&mut headers.checksum_crc32, "x-amz-checksum-crc32"),
+            (&mut headers.checksum_crc32c, "x-amz-checksum-crc32c"),
+            (&mut headers.checksum_crc64nvme, "x-amz-checksum-crc64nvme"),
+            (&mut headers.checksum_sha1, "x-amz-checksum-sha1"),
+            (&mut headers.checksum_sha256, "x-amz-checksum-sha256"),
+        ];
+        for (field, name) in fields {
+            *field = field.take().or_else(|| get(name));
+        }
+    }
+    headers
+}
+
+/// Compares `bytes` with the checksum that their upload claims, and returns the one to keep.
+///
+/// # Errors
+/// BadDigest when they differ, as on AWS.
+pub(super) fn verify(bytes: &[u8], claimed: &Checksum) -> S3Result<Checksum> {
+    let mut hasher = ChecksumHasher {
+        crc32: claimed.checksum_crc32.as_ref().map(|_| Crc32::new()),
+        crc32c: claimed.checksum_crc32c.as_ref().map(|_| Crc32c::new()),
+        crc64nvme: claimed.checksum_crc64nvme.as_ref().map(|_| Crc64Nvme::new()),
+        sha1: claimed.checksum_sha1.as_ref().map(|_| Sha1::new()),
+        sha256: claimed.checksum_sha256.as_ref().map(|_| Sha256::new()),
+    };
+    hasher.update(bytes);
+    let found = full_object(hasher);
+    let same = found.checksum_crc32 == claimed.checksum_crc32
+        && found.checksum_crc32c == claimed.checksum_crc32c
+        && found.checksum_crc64nvme == claimed.checksum_crc64nvme
+        && found.checksum_sha1 == claimed.checksum_sha1
+        && found.checksum_sha256 == claimed.checksum_sha256;
+    if !same {
+        return Err(s3_error!(BadDigest, "The checksum did not match the received bytes."));
+    }
+    Ok(if claims_nothing(claimed) { crc64nvme(bytes) } else { found })
+}
+
+fn claims_nothing(claimed: &Checksum) -> bool {
+    claimed.checksum_crc32.is_none()
+        && claimed.checksum_crc32c.is_none()
+        && claimed.checksum_crc64nvme.is_none()
+        && claimed.checksum_sha1.is_none()
+        && claimed.checksum_sha256.is_none()
+}
+
+fn full_object(hasher: ChecksumHasher) -> Checksum {
+    let mut checksum = hasher.finalize();
+    checksum.checksum_type = Some(ChecksumType::from_static(ChecksumType::FULL_OBJECT));
+    checksum
+}
