@@ -1,0 +1,273 @@
+//! Mounts for tests: the real binary, in a home of its own, unmounted when the guard goes.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use aztec_cache_test_support::s3::S3Server;
+use aztec_cache_test_support::user::User;
+use tempfile::TempDir;
+
+/// The binary under test.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_aztec-cache");
+
+/// What a test waits at most for something that happens at once on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` holds; says `what` it was when it never does.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Whether mounts can be made here; says so aloud when not. With `AZTEC_CACHE_REQUIRE_FUSE` set that is a failure.
+pub fn can_mount() -> bool {
+    let found = Path::new("/dev/fuse").exists();
+    if !found {
+        eprintln!("SKIPPED: no /dev/fuse on this machine (modprobe fuse, or --device /dev/fuse)");
+        assert!(std::env::var_os("AZTEC_CACHE_REQUIRE_FUSE").is_none(), "mounts are required here");
+    }
+    found
+}
+
+/// Leaves the test when mounts can't be made here.
+macro_rules! needs_fuse {
+    () => {
+        if !crate::common::can_mount() {
+            return;
+        }
+    };
+}
+pub(crate) use needs_fuse;
+
+/// A home directory with a mountpoint and a cache directory in it, and the settings of the mounts made there.
+pub struct Place {
+    pub dir: TempDir,
+    pub args: Vec<OsString>,
+    pub env: Vec<(OsString, OsString)>,
+    pub cache: Option<PathBuf>,
+    pub user: Option<User>,
+}
+
+impl Place {
+    /// A place that reads from `url` (an S3 server), signed with the test servers' keys.
+    pub fn new(url: &str) -> Place {
+        let dir = tempfile::Builder::new().prefix("aztec-cache-it-").tempdir().expect("a temporary directory");
+        let cache = dir.path().join("cache");
+        let mut place = Place { dir, args: Vec::new(), env: Vec::new(), cache: Some(cache), user: None };
+        place.arg("--endpoint-url").arg(url);
+        place.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test-secret");
+        place
+    }
+
+    pub fn of(server: &S3Server) -> Place {
+        Place::new(&server.url())
+    }
+
+    pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Place {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn env(&mut self, name: &str, value: impl Into<OsString>) -> &mut Place {
+        self.env.retain(|(n, _)| n != name);
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    pub fn unset(&mut self, name: &str) -> &mut Place {
+        self.env.retain(|(n, _)| n != name);
+        self
+    }
+
+    pub fn mountpoint(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// The cache directory, which must be set.
+    pub fn cache(&self) -> &Path {
+        self.cache.as_deref().expect("a cache directory")
+    }
+
+    /// Hands everything in the place to `user`, who makes the mounts from now on.
+    pub fn owned_by(&mut self, user: User) -> &mut Place {
+        std::os::unix::fs::chown(self.dir.path(), Some(user.uid), Some(user.gid)).expect("chown as root");
+        self.user = Some(user);
+        self
+    }
+
+    /// The binary with this place's environment and nothing of the tester's own.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = match &self.user {
+            Some(user) => user.command(BINARY),
+            None => Command::new(BINARY),
+        };
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.dir.path());
+        // Nothing outside this machine is asked for credentials.
+        command.env("AWS_EC2_METADATA_DISABLED", "true").envs(self.env.iter().cloned());
+        if let Some(cache) = &self.cache {
+            command.env("CACHE_LOCAL_DIR", cache);
+        }
+        command.args(args).stdin(Stdio::null()).current_dir(self.dir.path());
+        command
+    }
+
+    /// `mount`, in front.
+    pub fn mount_command(&self) -> Command {
+        let mut command = self.command(&["mount", "--foreground"]);
+        command.arg(self.mountpoint()).args(&self.args);
+        command
+    }
+
+    /// Mounts and waits until it is ready.
+    pub fn mount(&self) -> Mount {
+        self.try_mount().unwrap_or_else(|said| panic!("the mount failed:\n{said}"))
+    }
+
+    /// Mounts; what it said when it ended instead of getting ready.
+    pub fn try_mount(&self) -> Result<Mount, String> {
+        Mount::start(self.mount_command(), self.mountpoint())
+    }
+
+    /// Runs `mount` as a daemon; the guard unmounts, if it mounted.
+    pub fn mount_daemon(&self, extra: &[&str]) -> (Output, Unmount) {
+        let guard = Unmount(self.mountpoint());
+        let mut command = self.command(&["mount"]);
+        let output = command.arg(self.mountpoint()).args(&self.args).args(extra).output().expect("the binary runs");
+        (output, guard)
+    }
+}
+
+/// Unmounts on drop.
+pub struct Unmount(pub PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = Command::new(BINARY).arg("unmount").arg(&self.0).output();
+    }
+}
+
+/// A mount in front, and what it says.
+pub struct Mount {
+    pub path: PathBuf,
+    child: Child,
+    said: Arc<Mutex<String>>,
+    _unmount: Unmount,
+}
+
+impl Mount {
+    fn start(mut command: Command, path: PathBuf) -> Result<Mount, String> {
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
+        let said = Arc::new(Mutex::new(String::new()));
+        let heard = said.clone();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let mut heard = heard.lock().expect("no panics under this lock");
+                heard.push_str(&line);
+                heard.push('\n');
+            }
+        });
+        let mut mount = Mount { _unmount: Unmount(path.clone()), path, child, said };
+        let start = Instant::now();
+        loop {
+            if mount.said().contains(" mounted at ") {
+                return Ok(mount);
+            }
+            if mount.child.try_wait().expect("it is our child").is_some() {
+                // The reader thread may still be behind.
+                std::thread::sleep(Duration::from_millis(50));
+                return Err(mount.said());
+            }
+            assert!(start.elapsed() < PATIENCE, "not ready: {}", mount.said());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Everything it wrote to stderr so far.
+    pub fn said(&self) -> String {
+        self.said.lock().expect("no panics under this lock").clone()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub fn read(&self, name: &str) -> std::io::Result<Vec<u8>> {
+        fs::read(self.file(name))
+    }
+
+    /// The names in the directory `dir` below the mount, sorted.
+    pub fn list(&self, dir: &str) -> std::io::Result<Vec<String>> {
+        let entries = fs::read_dir(self.path.join(dir))?;
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        let mut names: Vec<String> = names.collect::<std::io::Result<_>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    /// Sends `signal` to the daemon.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: kill(2) of our own child takes no pointers.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
+    }
+
+    /// Waits for the daemon to end; its exit code, None after a signal.
+    pub fn wait(&mut self) -> Option<i32> {
+        let child = &mut self.child;
+        let mut status = None;
+        wait_for("the daemon to end", || {
+            status = child.try_wait().expect("it is our child");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+
+    /// Unmounts as a user would, and waits for the daemon to end.
+    pub fn unmount(mut self) {
+        let output = Command::new(BINARY).arg("unmount").arg(&self.path).output().expect("the binary runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(self.wait(), Some(0), "{}", self.said());
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new(BINARY).arg("unmount").arg(&self.path).output();
+        if std::thread::panicking() {
+            eprintln!("the daemon said:\n{}", self.said());
+        }
+        let start = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < Duration::from_secs(10) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The errno of a failure.
+pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.expect_err("a failure").raw_os_error().expect("an errno")
+}
+
+/// The value of an extended attribute; None when there is none.
+pub fn xattr(path: &Path, name: &str) -> Option<String> {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL in the path");
+    let name = std::ffi::CString::new(name).expect("no NUL in the name");
+    let mut value = vec![0u8; 4096];
+    // SAFETY: both strings end in NUL and the buffer is as long as is said.
+    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    (length >= 0).then(|| String::from_utf8_lossy(&value[..length as usize]).into_owned())
+}

@@ -1,0 +1,11 @@
+//! The program as its users meet it: the real binary, real mounts, real S3 servers on loopback.
+
+mod bad_input;
+mod cache_dir;
+mod common;
+mod daemon;
+mod fetching;
+mod independent_server;
+mod names;
+mod reading;
+mod remotes;
