@@ -59,7 +59,8 @@ pub struct Place {
 impl Place {
     /// A place that reads from `url` (an S3 server), signed with the test servers' keys.
     pub fn new(url: &str) -> Place {
-        let dir = tempfile::Builder::new().prefix("aztec-cache-it-").tempdir().expect("a temporary directory");
+        let dir =
+            tempfile::Builder::new().prefix("aztec-cache-it-").tempdir().expect("a temporary directory");
         let cache = dir.path().join("cache");
         let mut place = Place { dir, args: Vec::new(), env: Vec::new(), cache: Some(cache), user: None };
         place.arg("--endpoint-url").arg(url);
@@ -109,7 +110,10 @@ impl Place {
             Some(user) => user.command(BINARY),
             None => Command::new(BINARY),
         };
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.dir.path());
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.dir.path());
         // Nothing outside this machine is asked for credentials.
         command.env("AWS_EC2_METADATA_DISABLED", "true").envs(self.env.iter().cloned());
         if let Some(cache) = &self.cache {
@@ -140,7 +144,8 @@ impl Place {
     pub fn mount_daemon(&self, extra: &[&str]) -> (Output, Unmount) {
         let guard = Unmount(self.mountpoint());
         let mut command = self.command(&["mount"]);
-        let output = command.arg(self.mountpoint()).args(&self.args).args(extra).output().expect("the binary runs");
+        let output =
+            command.arg(self.mountpoint()).args(&self.args).args(extra).output().expect("the binary runs");
         (output, guard)
     }
 }
@@ -164,7 +169,8 @@ pub struct Mount {
 
 impl Mount {
     fn start(mut command: Command, path: PathBuf) -> Result<Mount, String> {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+        let mut child =
+            command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let said = Arc::new(Mutex::new(String::new()));
         let heard = said.clone();
@@ -268,6 +274,7 @@ pub fn xattr(path: &Path, name: &str) -> Option<String> {
     let name = std::ffi::CString::new(name).expect("no NUL in the name");
     let mut value = vec![0u8; 4096];
     // SAFETY: both strings end in NUL and the buffer is as long as is said.
-    let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    let length =
+        unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     (length >= 0).then(|| String::from_utf8_lossy(&value[..length as usize]).into_owned())
 }

@@ -22,7 +22,8 @@ fn tar_from_the_mount_cold_then_warm_with_the_server_gone() {
     let untar = |name: &str, to: &str| {
         let to = place.dir.path().join(to);
         fs::create_dir_all(&to).unwrap();
-        let output = Command::new("tar").arg("-xf").arg(mount.file(name)).arg("-C").arg(&to).output().unwrap();
+        let output =
+            Command::new("tar").arg("-xf").arg(mount.file(name)).arg("-C").arg(&to).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         for (path, content) in artifacts::files_of(if name == gz { 1 } else { 2 }, 3_000_000, 20) {
             assert_eq!(fs::read(to.join(&path)).unwrap(), content, "{path}");

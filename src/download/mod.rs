@@ -1,5 +1,9 @@
 //! One object version on its way to a file: workers fetch parts, readers wait for ranges.
 
+mod direct;
+mod parts;
+mod retry;
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -13,11 +17,11 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::cache::{CacheDir, Partial};
-use crate::direct::DirectReader;
+use crate::download::direct::DirectReader;
+use crate::download::parts::{Lease, PartMap, PartSizes};
+use crate::download::retry::RangeFetch;
 use crate::error::{Error, Kind, Result};
 use crate::object::ObjectVersion;
-use crate::parts::{Lease, PartMap, PartSizes};
-use crate::retry::RangeFetch;
 use crate::store::ObjectStore;
 
 /// Ranged GETs at once for one object.

@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use lru::LruCache;
 use tokio::runtime::Handle;
 
+use crate::download::retry::RangeFetch;
 use crate::error::Result;
 use crate::object::ObjectVersion;
-use crate::retry;
 use crate::single_flight::SingleFlight;
 use crate::store::ObjectStore;
 
@@ -78,7 +78,7 @@ impl DirectReader {
 async fn fetch_block(store: &dyn ObjectStore, object: &ObjectVersion, index: u64) -> Result<Bytes> {
     let range = index * BLOCK..((index + 1) * BLOCK).min(object.size);
     let mut block = BytesMut::with_capacity((range.end - range.start) as usize);
-    let mut fetch = retry::RangeFetch::new(store, object, range);
+    let mut fetch = RangeFetch::new(store, object, range);
     while let Some(chunk) = fetch.next().await? {
         block.extend_from_slice(&chunk);
     }
