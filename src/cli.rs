@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use crate::error::{Error, Result};
@@ -111,7 +112,7 @@ pub struct RemoteArgs {
 #[command(next_help_heading = "Local cache")]
 pub struct CacheArgs {
     /// Where fetched files stay, each under its own name; unset or empty: nothing stays on disk [env: CACHE_LOCAL_DIR]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub cache_dir: Option<PathBuf>,
 
     /// Keep no file that would make the cache larger than SIZE (10GB, 500MiB); such files are read without being

@@ -57,7 +57,7 @@ pub fn read(path: Option<&Path>, default: Option<&Path>) -> Result<ConfigFile> {
         Error::usage(format!("--config: can't read {}: {e}; name a readable file", path.display()))
     })?;
     toml::from_str(&text).map_err(|e| {
-        let line = e.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        let line = e.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
         let what = e.message().replace('\n', " ");
         Error::usage(format!("{}: line {line}: {what}; mend or remove the line", path.display()))
     })
