@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 
 /// The command line.
 #[derive(Parser, Debug)]
+#[command(subcommand_required = true, arg_required_else_help = false)]
 #[command(name = "aztec-cache", version, about = "Mounts a team's S3 build cache as a directory.", long_about = None)]
 #[command(
     after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached \
@@ -199,12 +200,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Option<Cli>> {
             Ok(None)
         }
         Err(e) => {
+            // The first paragraph says what is wrong; tips and usage follow.
             let text = e.render().to_string();
-            let lines = text
-                .lines()
-                .map(str::trim)
-                .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"));
-            let what = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+            let what =
+                text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
             let what = what.strip_prefix("error: ").unwrap_or(&what);
             Err(Error::usage(format!("{what}; see 'aztec-cache --help'")))
         }

@@ -3,6 +3,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -95,6 +97,17 @@ impl Place {
     /// The cache directory, which must be set.
     pub fn cache(&self) -> &Path {
         self.cache.as_deref().expect("a cache directory")
+    }
+
+    /// Waits until `name` lies complete in the cache directory.
+    pub fn wait_until_cached(&self, name: &str) {
+        let path = self.cache().join(name);
+        wait_for(&format!("{name} in the cache directory"), || path.exists());
+    }
+
+    /// The files under way in the cache directory.
+    pub fn partials(&self) -> Vec<String> {
+        names_in(&self.cache().join(".aztec-cache/partial"))
     }
 
     /// Hands everything in the place to `user`, who makes the mounts from now on.
@@ -261,6 +274,39 @@ impl Drop for Mount {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The remote's full key of the file `name` in a mount.
+pub fn key(name: &str) -> String {
+    format!("build-cache/{name}")
+}
+
+/// The names in a directory, sorted; none when it doesn't exist.
+pub fn names_in(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).map(|entries| entries.map(|entry| entry.expect("a readable entry")));
+    let mut names: Vec<String> = entries
+        .map(|entries| entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    names.sort();
+    names
+}
+
+/// The bytes `range` of the file at `path`.
+pub fn read_range(path: &Path, range: Range<u64>) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    fs::File::open(path)?.read_exact_at(&mut bytes, range.start)?;
+    Ok(bytes)
+}
+
+/// What `work` gives, done on a thread of its own; fails when that takes longer than `limit`.
+pub fn within<T: Send + 'static>(
+    limit: Duration,
+    what: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || tell.send(work()));
+    told.recv_timeout(limit).unwrap_or_else(|e| panic!("{what} within {limit:?}: {e}"))
 }
 
 /// The errno of a failure.

@@ -60,7 +60,8 @@ fn engine(with_cache: bool) -> Engine {
     let inner = store::open(&Remote::File(dir.path().join("remote")), &S3Options::default()).unwrap();
     let store = FaultStore::new(inner);
     let limits = SpaceLimits { max_cache_size: None, min_free: Free::Bytes(0) };
-    let cache = with_cache.then(|| CacheDir::open(&dir.path().join("cache"), Path::new("/elsewhere"), limits).unwrap());
+    let cache = with_cache
+        .then(|| CacheDir::open(&dir.path().join("cache"), Path::new("/elsewhere"), limits).unwrap());
     let cache = cache.map(Arc::new);
     let runtime = Handle::current();
     let filesystem = Filesystem::new(store.clone(), cache, None, &MountOptions::default(), runtime);
@@ -115,7 +116,8 @@ async fn without_a_cache_the_last_reader_ends_the_download() {
     let body = artifacts::random_bytes(3, 2_000_000);
     engine.put("a.zst", &body);
     let file = engine.filesystem.lookup(ROOT, OsStr::new("a.zst")).wait().await.unwrap();
-    let (first, second) = (engine.filesystem.open(file.number).unwrap(), engine.filesystem.open(file.number).unwrap());
+    let (first, second) =
+        (engine.filesystem.open(file.number).unwrap(), engine.filesystem.open(file.number).unwrap());
     let end = engine.filesystem.read(first, 1_999_000, 4096).wait().await.unwrap();
     assert_eq!(&end[..], &body[1_999_000..]);
     assert_eq!(engine.filesystem.read(second, 0, 10).wait().await.unwrap(), &body[..10]);

@@ -25,7 +25,15 @@ impl FaultStore {
     pub fn new(inner: Arc<dyn ObjectStore>) -> Arc<FaultStore> {
         let zero = || AtomicU64::new(0);
         let (heads, gets, lists) = (zero(), zero(), zero());
-        Arc::new(FaultStore { inner, heads, gets, lists, fail_gets: zero(), fail_heads: zero(), truncate_gets: zero() })
+        Arc::new(FaultStore {
+            inner,
+            heads,
+            gets,
+            lists,
+            fail_gets: zero(),
+            fail_heads: zero(),
+            truncate_gets: zero(),
+        })
     }
 
     /// The next `n` gets fail as if the server were unreachable.

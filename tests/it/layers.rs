@@ -56,7 +56,10 @@ fn modules_import_what_the_table_says() {
         let first = relative.components().next().expect("a component").as_os_str().to_string_lossy();
         let module = first.trim_end_matches(".rs").to_owned();
         if !["lib", "main"].contains(&module.as_str()) {
-            imports.entry(module.clone()).or_default().extend(imported(text).filter(|other| *other != module));
+            imports
+                .entry(module.clone())
+                .or_default()
+                .extend(imported(text).filter(|other| *other != module));
         }
     });
     let table: BTreeMap<String, BTreeSet<String>> = LAYERS
@@ -92,7 +95,8 @@ fn no_file_is_too_long() {
 /// The modules named in `crate::…` paths outside of a file's unit tests.
 fn imported(text: &str) -> impl Iterator<Item = String> {
     let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-    let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code: String =
+        code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let mut names = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
@@ -110,7 +114,9 @@ fn imported(text: &str) -> impl Iterator<Item = String> {
 }
 
 fn for_each_source(dir: &Path, visit: &mut dyn FnMut(&Path, &str)) {
-    for entry in fs::read_dir(dir).expect("a readable directory").map(|entry| entry.expect("a readable entry")) {
+    for entry in
+        fs::read_dir(dir).expect("a readable directory").map(|entry| entry.expect("a readable entry"))
+    {
         let path = entry.path();
         if path.is_dir() {
             for_each_source(&path, visit);

@@ -97,9 +97,7 @@ impl S3Store {
     }
 
     async fn list_right(&self, client: &Client) -> ListRight {
-        if let Some((asked, right)) = self.remembered_list_right()
-            && asked.elapsed() < LIST_RIGHT_TTL
-        {
+        if let Some(right) = self.remembered_list_right() {
             return right;
         }
         let request = client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1);
@@ -116,8 +114,12 @@ impl S3Store {
         right
     }
 
-    fn remembered_list_right(&self) -> Option<(Instant, ListRight)> {
-        self.list_right.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    fn remembered_list_right(&self) -> Option<ListRight> {
+        let remembered = self.list_right.lock().unwrap_or_else(|e| e.into_inner());
+        remembered
+            .as_ref()
+            .filter(|(asked, _)| asked.elapsed() < LIST_RIGHT_TTL)
+            .map(|(_, right)| right.clone())
     }
 
     fn remember_list_right(&self, right: ListRight) {
@@ -157,6 +159,9 @@ impl ObjectStore for S3Store {
         let client = self.client().await;
         let prefix = if dir.is_empty() { self.prefix.clone() } else { format!("{}{dir}/", self.prefix) };
         let what = format!("listing {}{}", self.url, dir.escape_debug());
+        if let Some(ListRight::Denied) = self.remembered_list_right() {
+            return Err(Error::new(Kind::ListDenied, format!("{what}: not granted when last asked")));
+        }
         let request = client.sdk.list_objects_v2().bucket(&self.bucket).prefix(&prefix).delimiter("/");
         let request = request.max_keys(limit.into()).set_continuation_token(token);
         // XML can't carry every byte that a key can: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
