@@ -173,7 +173,12 @@ impl Filesystem {
     /// Opens a file. Never waits for the network.
     pub fn open(&self, number: u64) -> Result<u64> {
         let version = self.file_node(number)?;
-        match self.fetcher.open(&version) {
+        let source = if self.nodes.is_outdated(number) {
+            Err(Error::new(Kind::Changed, format!("{}: replaced since it was looked up", version.key)))
+        } else {
+            self.fetcher.open(&version)
+        };
+        match source {
             Ok(source) => Ok(self.files.add(OpenFile::new(version, source))),
             Err(error) => {
                 // The kernel looks a path up again when its open is told ESTALE.
@@ -191,11 +196,13 @@ impl Filesystem {
         };
         match file.read(offset, size) {
             Answer::Later(future) => {
-                let lookup = self.lookup.clone();
+                let (lookup, nodes) = (self.lookup.clone(), self.nodes.clone());
                 Answer::later(async move {
                     let result = future.await;
                     if result.as_ref().is_err_and(|error| error.kind() == Kind::Changed) {
                         lookup.forget(&file.version().key);
+                        // Its attributes are in use by the kernel for a while: an open must not begin with it again.
+                        nodes.outdate(file.version());
                     }
                     result
                 })

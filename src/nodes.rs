@@ -46,6 +46,8 @@ struct Table {
 struct Known {
     node: Node,
     lookups: u64,
+    /// The remote holds another version by now.
+    outdated: bool,
 }
 
 impl Default for Nodes {
@@ -70,7 +72,7 @@ impl Nodes {
         let number = table.next;
         table.next += 1;
         table.by_path.insert(path, number);
-        table.by_number.insert(number, Known { node, lookups: 1 });
+        table.by_number.insert(number, Known { node, lookups: 1, outdated: false });
         number
     }
 
@@ -80,6 +82,23 @@ impl Nodes {
             return Some(Node::Dir("".into()));
         }
         self.table().by_number.get(&number).map(|known| known.node.clone())
+    }
+
+    /// Notes that the remote no longer holds `version`: its path gets another number at the next lookup.
+    pub fn outdate(&self, version: &ObjectVersion) {
+        let mut table = self.table();
+        let Some(number) = table.by_path.get(&version.key.shared()).copied() else { return };
+        if let Some(known) = table.by_number.get_mut(&number)
+            && known.node == Node::File(version.clone())
+        {
+            known.outdated = true;
+            table.by_path.remove(&version.key.shared());
+        }
+    }
+
+    /// Whether `number` names a version that the remote no longer holds.
+    pub fn is_outdated(&self, number: u64) -> bool {
+        self.table().by_number.get(&number).is_some_and(|known| known.outdated)
     }
 
     /// The number of the directory at `path`, for a `..` entry; the root's if the kernel doesn't know it.
@@ -128,6 +147,19 @@ mod tests {
         let second = nodes.look_up(file("a", "2"));
         assert_ne!(first, second);
         assert_eq!(nodes.get(first), Some(file("a", "1")), "the old version's handles go on");
+    }
+
+    #[test]
+    fn an_outdated_version_is_looked_up_anew() {
+        let nodes = Nodes::default();
+        let old = nodes.look_up(file("a", "1"));
+        let Node::File(version) = file("a", "1") else { unreachable!("it is a file") };
+        nodes.outdate(&version);
+        assert!(nodes.is_outdated(old));
+        let put_back = nodes.look_up(file("a", "1"));
+        assert!(put_back != old && !nodes.is_outdated(put_back));
+        nodes.forget(old, 1);
+        assert_eq!(nodes.look_up(file("a", "1")), put_back);
     }
 
     #[test]
