@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::sys::statvfs::statvfs;
 
 use crate::error::{Error, Kind, Result};
 
@@ -193,8 +194,9 @@ fn is_dead(path: &Path) -> bool {
     let (tell, told) = mpsc::channel();
     let path = path.to_owned();
     std::thread::spawn(move || {
-        let error = fs::metadata(&path).err().and_then(|e| e.raw_os_error());
-        let _ = tell.send(matches!(error, Some(libc::ENOTCONN | libc::ECONNABORTED)));
+        // Not stat(2): the kernel answers it from memory for a while after the daemon's death. It never does so here.
+        let answer = statvfs(&path);
+        let _ = tell.send(matches!(answer, Err(Errno::ENOTCONN | Errno::ECONNABORTED)));
     });
     told.recv_timeout(ALIVE_TIMEOUT).unwrap_or(false)
 }

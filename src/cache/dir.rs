@@ -21,6 +21,9 @@ use crate::config::SpaceLimits;
 use crate::error::{Error, Result};
 use crate::object::{ETag, Key, ObjectVersion, RESERVED};
 
+/// The file in our directory that names the format of what is there.
+const FORMAT_FILE: &str = "format";
+
 /// A directory of complete artifacts, each a plain file under its own name, shared with shell scripts, other
 /// mounts and people, who may add and remove files at any time.
 #[derive(Debug)]
@@ -85,6 +88,8 @@ impl CacheDir {
             return Err(Error::local(path.display(), &io::Error::from_raw_os_error(libc::ENOTDIR)));
         }
         let root = OwnedFd::from(root);
+        // Before anything is made: what a newer program does here is not ours to guess.
+        check_format(&root).map_err(|e| Error::local(path.display(), &e))?;
         let (state, writable) = match prepare_state(&root) {
             Ok(state) => (state, true),
             Err(e) => {
@@ -97,7 +102,6 @@ impl CacheDir {
                 (state.map_err(|e| Error::local(path.display(), &e))?, false)
             }
         };
-        check_format(&state, writable).map_err(|e| Error::local(path.display(), &e))?;
         let within = |mountpoint: &Path| {
             let real = path.canonicalize().unwrap_or_else(|_| path.clone());
             mountpoint
@@ -329,17 +333,24 @@ fn prepare_state(root: &OwnedFd) -> io::Result<OwnedFd> {
     for dir in [root, &state, &make(&state, "meta")?, &make(&state, PARTIALS)?] {
         faccessat(dir, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
     }
+    write_format(&state)?;
     Ok(state)
 }
 
-/// Writes the format version, or checks the one that is there.
-fn check_format(state: &OwnedFd, writable: bool) -> io::Result<()> {
-    let text = match beneath::open(state, Path::new("format"), OFlag::O_RDONLY) {
+/// Writes the format version, if there is none yet.
+fn write_format(state: &OwnedFd) -> io::Result<()> {
+    match beneath::open(state, Path::new(FORMAT_FILE), OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL) {
+        Ok(fd) => io::Write::write_all(&mut File::from(fd), meta::FORMAT.as_bytes()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Checks that the directory's format, if it has one yet, is ours.
+fn check_format(root: &OwnedFd) -> io::Result<()> {
+    let text = match beneath::open(root, &Path::new(RESERVED).join(FORMAT_FILE), OFlag::O_RDONLY) {
         Ok(fd) => io::read_to_string(File::from(fd))?,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && writable => {
-            let fd = beneath::open(state, Path::new("format"), OFlag::O_WRONLY | OFlag::O_CREAT)?;
-            return io::Write::write_all(&mut File::from(fd), meta::FORMAT.as_bytes());
-        }
+        // None yet, or it can't be read: then nothing can be written beside it either.
         Err(_) => return Ok(()),
     };
     // Empty: another process is about to write it, or a full disk kept it from doing so.

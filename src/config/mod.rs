@@ -213,41 +213,54 @@ fn s3_options(
     for option in &params.meaningless {
         warnings.push(format!("{}: {option} has no meaning here and does nothing", aws_params::VARIABLE));
     }
-    let endpoint_url = args.endpoint_url.clone().or(params.endpoint_url).or(file.endpoint_url.clone());
-    if let Some(url) = &endpoint_url {
-        check_endpoint(url)?;
+    let endpoint_url = first_given([
+        ("--endpoint-url", args.endpoint_url.clone()),
+        ("S3_BUILD_CACHE_AWS_PARAMS: --endpoint-url", params.endpoint_url),
+        ("endpoint-url in the configuration file", file.endpoint_url.clone()),
+    ]);
+    if let Some((name, url)) = &endpoint_url {
+        check_endpoint(name, url)?;
     }
-    let ca_bundle = args.ca_bundle.clone().or(params.ca_bundle.map(PathBuf::from)).or(file.ca_bundle.clone());
-    let ca_bundle = ca_bundle.or_else(|| path_var(env, "AWS_CA_BUNDLE")).map(absolute);
-    if let Some(path) = &ca_bundle
+    let ca_bundle = first_given([
+        ("--ca-bundle", args.ca_bundle.clone()),
+        ("S3_BUILD_CACHE_AWS_PARAMS: --ca-bundle", params.ca_bundle.map(PathBuf::from)),
+        ("ca-bundle in the configuration file", file.ca_bundle.clone()),
+        ("AWS_CA_BUNDLE", path_var(env, "AWS_CA_BUNDLE")),
+    ]);
+    if let Some((name, path)) = &ca_bundle
         && let Err(e) = std::fs::File::open(path)
     {
         return Err(Error::usage(format!(
-            "--ca-bundle: can't read {}: {e}; name a readable PEM file",
+            "{name}: can't read {}: {e}; name a readable PEM file",
             path.display()
         )));
     }
     Ok(S3Options {
-        endpoint_url,
+        endpoint_url: endpoint_url.map(|(_, url)| url),
         region: args.region.clone().or(params.region).or(file.region.clone()),
         profile: args.profile.clone().or(params.profile).or(file.profile.clone()),
         no_sign_request: args.no_sign_request
             || params.no_sign_request
             || file.no_sign_request.unwrap_or(false),
-        ca_bundle,
+        ca_bundle: ca_bundle.map(|(_, path)| absolute(path)),
         no_verify_ssl: args.no_verify_ssl || params.no_verify_ssl || file.no_verify_ssl.unwrap_or(false),
         force_path_style: args.force_path_style || file.force_path_style.unwrap_or(false),
     })
 }
 
-fn check_endpoint(url: &str) -> Result<()> {
+/// The first of `choices` that was given, with the name of the place where.
+fn first_given<T, const N: usize>(choices: [(&'static str, Option<T>); N]) -> Option<(&'static str, T)> {
+    choices.into_iter().find_map(|(name, value)| Some((name, value?)))
+}
+
+fn check_endpoint(setting: &str, url: &str) -> Result<()> {
     let host = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
     match host {
         Some(host) if !host.is_empty() && !host.starts_with('/') && !host.contains(char::is_whitespace) => {
             Ok(())
         }
         _ => Err(Error::usage(format!(
-            "--endpoint-url: '{url}' is not a URL; write http://HOST:PORT or https://HOST"
+            "{setting}: '{url}' is not a URL; write http://HOST:PORT or https://HOST"
         ))),
     }
 }

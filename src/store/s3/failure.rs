@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, causes};
 pub struct Failure {
     pub error: Error,
     code: Option<String>,
+    status: Option<u16>,
 }
 
 impl Failure {
@@ -28,7 +29,7 @@ impl Failure {
             }
             _ => unanswered(error),
         };
-        Failure { error: Error::new(kind, one_line(&format!("{what}: {text}"))), code }
+        Failure { error: Error::new(kind, one_line(&format!("{what}: {text}"))), code, status }
     }
 
     /// Whether this refusal of a listing is about the right to list alone, not about the credentials.
@@ -38,6 +39,11 @@ impl Failure {
             Kind::AccessDenied => matches!(code, "AccessDenied" | "AllAccessDisabled" | "Forbidden"),
             _ => matches!(code, "NotImplemented" | "MethodNotAllowed"),
         }
+    }
+
+    /// Whether this is a 400 that doesn't say what was bad.
+    pub fn is_unexplained_bad_request(&self) -> bool {
+        self.status == Some(400) && self.code.is_none()
     }
 }
 

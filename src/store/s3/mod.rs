@@ -100,9 +100,8 @@ impl S3Store {
         if let Some(right) = self.remembered_list_right() {
             return right;
         }
-        let request = client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1);
-        let right = match request.send().await.map_err(|e| Failure::new(&e, &self.url)) {
-            Ok(_) => ListRight::Granted,
+        let right = match self.try_listing(client).await {
+            Ok(()) => ListRight::Granted,
             Err(failure) if failure.is_list_denial() => ListRight::Denied,
             Err(failure) if failure.error.kind() == Kind::AccessDenied => {
                 ListRight::BadCredentials(failure.error)
@@ -112,6 +111,20 @@ impl S3Store {
         };
         self.remember_list_right(right.clone());
         right
+    }
+
+    async fn try_listing(&self, client: &Client) -> Result<(), Failure> {
+        let request = client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1);
+        request.send().await.map(drop).map_err(|e| Failure::new(&e, &self.url))
+    }
+
+    /// Why a HEAD was a bad request, which the answer to one has no body to say: a listing's answer has. S3 says 400
+    /// of an expired token and of another region's signature.
+    async fn explain_bad_request(&self, client: &Client, failure: Failure) -> Error {
+        match self.try_listing(client).await {
+            Err(listing) if !listing.is_list_denial() => listing.error,
+            _ => failure.error,
+        }
     }
 
     fn remembered_list_right(&self) -> Option<ListRight> {
@@ -141,6 +154,9 @@ impl ObjectStore for S3Store {
             Ok(head) => head,
             Err(failure) if failure.error.kind() == Kind::AccessDenied => {
                 return Err(self.explain_forbidden(client, failure, &what).await);
+            }
+            Err(failure) if failure.is_unexplained_bad_request() => {
+                return Err(self.explain_bad_request(&client.sdk, failure).await);
             }
             Err(failure) => return Err(failure.error),
         };
