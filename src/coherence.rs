@@ -26,6 +26,29 @@ pub enum Local {
     Nothing,
 }
 
+/// A version of an object, and where its bytes are.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Served {
+    /// In a complete local file.
+    Local(ObjectVersion),
+    /// To be fetched.
+    Remote(ObjectVersion),
+}
+
+impl Served {
+    /// The version.
+    pub fn version(&self) -> &ObjectVersion {
+        match self {
+            Served::Local(version) | Served::Remote(version) => version,
+        }
+    }
+
+    /// Whether its bytes are in a complete local file.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Served::Local(_))
+    }
+}
+
 impl Coherence {
     /// Rules for `cache`; `revalidate` is the age after which a known version is asked about again.
     pub fn new(cache: Option<Arc<CacheDir>>, revalidate: Option<Duration>) -> Coherence {
@@ -55,35 +78,44 @@ impl Coherence {
     ///
     /// # Errors
     /// The remote's, when there is no local file.
-    pub fn settle(&self, local: Local, remote: Result<ObjectVersion>) -> Result<ObjectVersion> {
+    pub fn settle(&self, local: Local, remote: Result<ObjectVersion>) -> Result<Served> {
         match (local, remote) {
-            (Local::Serve(version), _) => Ok(version),
-            (Local::Nothing, remote) => remote,
+            (Local::Serve(version), _) => Ok(Served::Local(version)),
+            (Local::Nothing, remote) => remote.map(Served::Remote),
             // Unreachable, refused or gone there: it is here, and nobody says that it's wrong.
             (Local::Ask(file), Err(error)) => {
                 log::debug!("{}: the local file is served unasked: {error}", file.version.key);
-                Ok(file.version)
+                Ok(Served::Local(file.version))
             }
-            (Local::Ask(file), Ok(remote)) => {
-                self.compare(&file, &remote);
-                Ok(remote)
-            }
+            (Local::Ask(file), Ok(remote)) if self.agree(&file, &remote) => Ok(Served::Local(remote)),
+            (Local::Ask(_), Ok(remote)) => Ok(Served::Remote(remote)),
         }
     }
 
-    fn compare(&self, file: &CachedFile, remote: &ObjectVersion) {
-        let (Some(cache), key) = (&self.cache, &remote.key) else { return };
+    /// Whether the local file holds the remote's version; records it if so.
+    fn agree(&self, file: &CachedFile, remote: &ObjectVersion) -> bool {
+        let (Some(cache), key) = (&self.cache, &remote.key) else { return false };
         match file.origin {
-            Origin::Known { .. } if file.version.etag == remote.etag => cache.confirm(key),
-            Origin::Known { .. } => {
-                log::info!("{key}: the remote has a new version; it replaces the local one")
+            Origin::Known { .. } if file.version.etag == remote.etag => {
+                cache.confirm(key);
+                true
             }
-            Origin::Adopted if file.version.size == remote.size => cache.adopt(remote),
-            Origin::Adopted => log::warn!(
-                "{key}: the local file has {} bytes, the remote's {}: it is not served, and replaced when opened",
-                file.version.size,
-                remote.size
-            ),
+            Origin::Adopted if file.version.size == remote.size => {
+                cache.adopt(remote);
+                true
+            }
+            Origin::Known { .. } => {
+                log::info!("{key}: the remote has a new version; it replaces the local one");
+                false
+            }
+            Origin::Adopted => {
+                log::warn!(
+                    "{key}: the local file has {} bytes, the remote's {}: it is not served, and replaced when opened",
+                    file.version.size,
+                    remote.size
+                );
+                false
+            }
         }
     }
 }

@@ -10,7 +10,6 @@ use tokio::sync::Semaphore;
 
 use crate::cache::CacheDir;
 use crate::download::{Download, Reader};
-use crate::error::{Error, Kind, Result};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::store::ObjectStore;
 
@@ -62,25 +61,20 @@ impl Fetcher {
         })
     }
 
-    /// Opens `version` without waiting for the network.
-    ///
-    /// # Errors
-    /// `Changed` when it was a local file that no remote vouches for and that is gone.
-    pub fn open(self: &Arc<Fetcher>, version: &ObjectVersion) -> Result<Source> {
+    /// The complete local file that holds `version`.
+    pub fn open_local(&self, version: &ObjectVersion) -> Option<Arc<File>> {
+        self.cache.as_ref().and_then(|cache| cache.open_version(version)).map(Arc::new)
+    }
+
+    /// Opens `version`, which a remote vouches for, without waiting for the network.
+    pub fn open(self: &Arc<Fetcher>, version: &ObjectVersion) -> Source {
         loop {
             let ended = self.ended.load(Ordering::Acquire);
-            if let Some(file) = self.cache.as_ref().and_then(|cache| cache.open_version(version)) {
-                return Ok(Source::Local(Arc::new(file)));
-            }
-            if version.etag.is_local() {
-                let key = &version.key;
-                return Err(Error::new(
-                    Kind::Changed,
-                    format!("{key}: its local file was removed or changed"),
-                ));
+            if let Some(file) = self.open_local(version) {
+                return Source::Local(file);
             }
             if let Some(reader) = self.join_or_lead(version, ended) {
-                return Ok(Source::Download(Arc::new(reader)));
+                return Source::Download(Arc::new(reader));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The operations of the file system, free of FUSE: paths and numbers in, [`Answer`]s out.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,20 +11,22 @@ use tokio::runtime::Handle;
 
 use crate::answer::Answer;
 use crate::cache::{CacheDir, Origin};
-use crate::coherence::Coherence;
+use crate::coherence::{Coherence, Served};
 use crate::config::MountOptions;
 use crate::error::{Error, Kind, Result};
-use crate::fetch::{Fetcher, State};
+use crate::fetch::{Fetcher, Source, State};
 use crate::handles::{Handles, OpenDir, OpenFile};
 use crate::listing::{Entry, Listing, Listings};
 use crate::lookup::Lookup;
 use crate::nodes::{Node, Nodes, ROOT};
-use crate::object::{InvalidKey, Key, NAME_MAX, ObjectVersion};
+use crate::object::{InvalidKey, Key, NAME_MAX};
 use crate::store::ObjectStore;
 
-/// How long the kernel may use an entry and its attributes without asking. Answers come from memory and disk, so
-/// this only saves the kernel's own round trips.
-pub const ENTRY_TTL: Duration = Duration::from_secs(1);
+/// How long the kernel may use what can change: directories, and files that are still to be fetched.
+const SHORT_TTL: Duration = Duration::from_secs(1);
+/// How long it may use a complete local file's entry. If the file is gone or another by then, its open is told ESTALE, at
+/// which the kernel looks it up again.
+const LONG_TTL: Duration = Duration::from_secs(3600);
 
 const XATTR_STATE: &str = "user.aztec_cache.state";
 const XATTR_ETAG: &str = "user.aztec_cache.etag";
@@ -40,16 +43,19 @@ pub struct Filesystem {
     nodes: Arc<Nodes>,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
-    owner: Owner,
-    mounted: SystemTime,
+    common: Common,
 }
 
-/// Whose files these are and what may be done with them.
+/// What all attributes have in common.
 #[derive(Clone, Copy, Debug)]
-struct Owner {
+struct Common {
     uid: u32,
     gid: u32,
     umask: u16,
+    /// The time that directories show.
+    mounted: SystemTime,
+    /// How long a complete local file's entry may be used.
+    local_ttl: Duration,
 }
 
 /// An inode's attributes.
@@ -69,6 +75,16 @@ pub struct Attributes {
     pub uid: u32,
     /// Its group.
     pub gid: u32,
+    /// How long they, and the entry, may be used without asking again.
+    pub ttl: Duration,
+}
+
+/// A file that was opened.
+pub struct Opened {
+    /// The handle's number.
+    pub handle: u64,
+    /// The local file that holds all its bytes, when the inode number stands for that file alone.
+    pub backing: Option<Arc<File>>,
 }
 
 /// An entry of an open directory.
@@ -109,12 +125,13 @@ impl Filesystem {
             nodes: Arc::default(),
             files: Handles::default(),
             dirs: Handles::default(),
-            owner: Owner {
+            common: Common {
                 uid: options.uid.unwrap_or_else(|| nix::unistd::getuid().as_raw()),
                 gid: options.gid.unwrap_or_else(|| nix::unistd::getgid().as_raw()),
                 umask: options.umask,
+                mounted: SystemTime::now(),
+                local_ttl: revalidate.map_or(LONG_TTL, |age| age.min(LONG_TTL)),
             },
-            mounted: SystemTime::now(),
         }
     }
 
@@ -124,11 +141,11 @@ impl Filesystem {
             Ok(key) => key,
             Err(error) => return Answer::Now(Err(error)),
         };
-        let (nodes, owner, mounted) = (self.nodes.clone(), self.owner, self.mounted);
+        let (nodes, common) = (self.nodes.clone(), self.common);
         let path = key.shared();
         self.lookup.find(&key).map(move |entry| {
             let node = node(&entry, || path);
-            attributes(nodes.look_up(node.clone()), &node, owner, mounted)
+            attributes(nodes.look_up(node.clone()), &node, common)
         })
     }
 
@@ -153,9 +170,9 @@ impl Filesystem {
         self.nodes.get(number).ok_or_else(|| Error::new(Kind::Invalid, format!("no inode {number}")))
     }
 
-    fn file_node(&self, number: u64) -> Result<ObjectVersion> {
+    fn file_node(&self, number: u64) -> Result<Served> {
         match self.node(number)? {
-            Node::File(version) => Ok(version),
+            Node::File(served) => Ok(served),
             Node::Dir(path) => Err(Error::new(Kind::IsDirectory, format!("{path:?} is a directory"))),
         }
     }
@@ -167,25 +184,34 @@ impl Filesystem {
 
     /// An inode's attributes.
     pub fn attributes(&self, number: u64) -> Result<Attributes> {
-        Ok(attributes(number, &self.node(number)?, self.owner, self.mounted))
+        Ok(attributes(number, &self.node(number)?, self.common))
     }
 
     /// Opens a file. Never waits for the network.
-    pub fn open(&self, number: u64) -> Result<u64> {
-        let version = self.file_node(number)?;
-        let source = if self.nodes.is_outdated(number) {
-            Err(Error::new(Kind::Changed, format!("{}: replaced since it was looked up", version.key)))
-        } else {
-            self.fetcher.open(&version)
+    ///
+    /// # Errors
+    /// `Changed` when the inode's version is known to have been replaced, or its local file is gone: the kernel looks the path
+    /// up again then.
+    pub fn open(&self, number: u64) -> Result<Opened> {
+        let served = self.file_node(number)?;
+        let source = match &served {
+            _ if self.nodes.is_outdated(number) => None,
+            Served::Local(version) => self.fetcher.open_local(version).map(Source::Local),
+            Served::Remote(version) => Some(self.fetcher.open(version)),
         };
-        match source {
-            Ok(source) => Ok(self.files.add(OpenFile::new(version, source))),
-            Err(error) => {
-                // The kernel looks a path up again when its open is told ESTALE.
-                self.lookup.forget(&version.key);
-                Err(error)
-            }
-        }
+        let version = served.version().clone();
+        let Some(source) = source else {
+            self.lookup.forget(&version.key);
+            return Err(Error::new(
+                Kind::Changed,
+                format!("{}: replaced since it was looked up", version.key),
+            ));
+        };
+        let backing = match (&served, &source) {
+            (Served::Local(_), Source::Local(file)) => Some(file.clone()),
+            _ => None,
+        };
+        Ok(Opened { handle: self.files.add(OpenFile::new(version, source)), backing })
     }
 
     /// Up to `size` bytes of an open file from `offset` on.
@@ -220,7 +246,9 @@ impl Filesystem {
     pub fn open_dir(&self, number: u64) -> Result<u64> {
         match self.node(number)? {
             Node::Dir(path) => Ok(self.dirs.add(OpenDir::new(path))),
-            Node::File(version) => Err(Error::new(Kind::NotDirectory, format!("{} is a file", version.key))),
+            Node::File(served) => {
+                Err(Error::new(Kind::NotDirectory, format!("{} is a file", served.version().key)))
+            }
         }
     }
 
@@ -245,7 +273,7 @@ impl Filesystem {
     /// Looks up an entry that [`Filesystem::read_dir`] gave, counting the lookup.
     pub fn look_up_entry(&self, page: &DirPage, entry: &Entry) -> Attributes {
         let node = node(entry, || join(&page.path, entry.name()).into());
-        attributes(self.nodes.look_up(node.clone()), &node, self.owner, self.mounted)
+        attributes(self.nodes.look_up(node.clone()), &node, self.common)
     }
 
     /// The attributes shown for `.` and `..`.
@@ -255,7 +283,7 @@ impl Filesystem {
             _ => page.path.rsplit_once('/').map_or("", |(parent, _)| parent),
         };
         let number = if path.is_empty() { ROOT } else { self.nodes.number_of_dir(path) };
-        attributes(number, &Node::Dir(path.into()), self.owner, self.mounted)
+        attributes(number, &Node::Dir(path.into()), self.common)
     }
 
     /// Closes a directory.
@@ -275,16 +303,17 @@ impl Filesystem {
     /// `NoAttribute` when there is no such attribute, or no such knowledge.
     pub fn xattr(&self, number: u64, name: &OsStr) -> Result<String> {
         let none = || Error::new(Kind::NoAttribute, "no such attribute");
-        let (Node::File(version), Some(name)) = (self.node(number)?, name.to_str()) else {
+        let (Node::File(served), Some(name)) = (self.node(number)?, name.to_str()) else {
             return Err(none());
         };
         if !name.starts_with("user.aztec_cache.") {
             return Err(none());
         }
+        let version = served.version();
         let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
         let local = local.filter(|local| local.version.etag == version.etag);
         let value = match (name, local) {
-            (XATTR_STATE, _) => Some(state_name(self.fetcher.state(&version)).to_owned()),
+            (XATTR_STATE, _) => Some(state_name(self.fetcher.state(version)).to_owned()),
             (XATTR_ETAG, _) => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
             (XATTR_SOURCE, Some(local)) => Some(match local.origin {
                 Origin::Known { source, .. } => source,
@@ -324,7 +353,7 @@ impl DirPage {
 fn node(entry: &Entry, path: impl FnOnce() -> Arc<str>) -> Node {
     match entry {
         Entry::Dir(_) => Node::Dir(path()),
-        Entry::File(version) => Node::File(version.clone()),
+        Entry::File(served) => Node::File(served.clone()),
     }
 }
 
@@ -332,13 +361,18 @@ fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
-fn attributes(number: u64, node: &Node, owner: Owner, mounted: SystemTime) -> Attributes {
-    let Owner { uid, gid, umask } = owner;
-    let (is_dir, size, modified, mode) = match node {
-        Node::Dir(_) => (true, 0, mounted, 0o755),
-        Node::File(version) => (false, version.size, version.modified, 0o644),
+fn attributes(number: u64, node: &Node, common: Common) -> Attributes {
+    let Common { uid, gid, umask, mounted, local_ttl } = common;
+    let (is_dir, size, modified, mode, ttl) = match node {
+        Node::Dir(_) => (true, 0, mounted, 0o755, SHORT_TTL),
+        Node::File(served) => {
+            let version = served.version();
+            // A file that no remote vouches for is gone for good when someone removes it.
+            let ttl = if served.is_local() && !version.etag.is_local() { local_ttl } else { SHORT_TTL };
+            (false, version.size, version.modified, 0o644, ttl)
+        }
     };
-    Attributes { number, is_dir, size, modified, mode: mode & !umask, uid, gid }
+    Attributes { number, is_dir, size, modified, mode: mode & !umask, uid, gid, ttl }
 }
 
 fn state_name(state: State) -> &'static str {

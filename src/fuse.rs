@@ -1,6 +1,7 @@
 //! FUSE requests to operations and answers to replies, and nothing else.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use tokio::time::timeout;
 use crate::answer::Answer;
 use crate::errno::{errno, log_level};
 use crate::error::{Error, Kind, Result};
-use crate::filesystem::{Attributes, ENTRY_TTL, Filesystem};
+use crate::filesystem::{Attributes, Filesystem, Opened};
 use crate::listing::Entry;
+use crate::passthrough::Passthrough;
 
 /// A process that looks up a name can't be killed until it has its answer.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(45);
@@ -33,13 +35,22 @@ const MAX_BACKGROUND: u16 = 512;
 /// The FUSE side of a [`Filesystem`].
 pub struct Fuse {
     filesystem: Arc<Filesystem>,
+    passthrough: Arc<Passthrough>,
+    /// The number of file systems below the backing files, themselves included.
+    backing_depth: u32,
     runtime: Handle,
 }
 
 impl Fuse {
-    /// Serves `filesystem`; answers that wait do so on `runtime`.
-    pub fn new(filesystem: Arc<Filesystem>, runtime: Handle) -> Fuse {
-        Fuse { filesystem, runtime }
+    /// Serves `filesystem`; answers that wait do so on `runtime`. `backing_depth` is 2 when the local cache lies on a file
+    /// system that is itself stacked on another, as overlayfs is, else 1.
+    pub fn new(
+        filesystem: Arc<Filesystem>,
+        passthrough: Arc<Passthrough>,
+        backing_depth: u32,
+        runtime: Handle,
+    ) -> Fuse {
+        Fuse { filesystem, passthrough, backing_depth, runtime }
     }
 
     /// Hands the answer to `reply`: here and now, or on the runtime when it is known, at the deadline at the latest.
@@ -77,7 +88,7 @@ fn shielded(operation: &str, code: impl FnOnce()) {
 }
 
 fn file_attr(attributes: &Attributes) -> FileAttr {
-    let Attributes { number, is_dir, size, modified, mode, uid, gid } = *attributes;
+    let Attributes { number, is_dir, size, modified, mode, uid, gid, .. } = *attributes;
     FileAttr {
         ino: INodeNo(number),
         size,
@@ -107,12 +118,14 @@ impl fuser::Filesystem for Fuse {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_PARALLEL_DIROPS;
+            | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_PASSTHROUGH;
         // A kernel without one of them works, only slower.
         if let Err(missing) = config.add_capabilities(wanted) {
             let _ = config.add_capabilities(wanted - missing);
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
+        let _ = config.set_max_stack_depth(self.backing_depth);
         Ok(())
     }
 
@@ -120,7 +133,7 @@ impl fuser::Filesystem for Fuse {
         shielded("lookup", || {
             let answer = self.filesystem.lookup(parent.0, name);
             self.answer("lookup", LOOKUP_DEADLINE, answer, |result| match result {
-                Ok(attributes) => reply.entry(&ENTRY_TTL, &file_attr(&attributes), Generation(0)),
+                Ok(attributes) => reply.entry(&attributes.ttl, &file_attr(&attributes), Generation(0)),
                 Err(errno) => reply.error(errno),
             });
         });
@@ -132,15 +145,21 @@ impl fuser::Filesystem for Fuse {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         shielded("getattr", || match self.filesystem.attributes(ino.0) {
-            Ok(attributes) => reply.attr(&ENTRY_TTL, &file_attr(&attributes)),
+            Ok(attributes) => reply.attr(&attributes.ttl, &file_attr(&attributes)),
             Err(error) => reply.error(to_errno("getattr", &error)),
         });
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         shielded("open", || match self.filesystem.open(ino.0) {
-            // An inode number is one version of an object: the kernel's pages of it stay right.
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(Opened { handle, backing }) => {
+                let register = |file: Arc<File>| self.passthrough.open(ino.0, || reply.open_backing(&*file));
+                match backing.and_then(register) {
+                    Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &id),
+                    // An inode number is one version of an object: the kernel's pages of it stay right.
+                    None => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                }
+            }
             Err(error) => reply.error(to_errno("open", &error)),
         });
     }
@@ -173,14 +192,17 @@ impl fuser::Filesystem for Fuse {
     fn release(
         &self,
         _: &Request,
-        _: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        shielded("release", || self.filesystem.release(fh.0));
+        shielded("release", || {
+            self.passthrough.release(ino.0);
+            self.filesystem.release(fh.0);
+        });
         reply.ok();
     }
 
@@ -230,7 +252,7 @@ impl fuser::Filesystem for Fuse {
                             None => filesystem.dot_attributes(&page, item.name),
                         };
                         let attr = file_attr(&attributes);
-                        if reply.add(attr.ino, item.next, item.name, &ENTRY_TTL, &attr, Generation(0)) {
+                        if reply.add(attr.ino, item.next, item.name, &attributes.ttl, &attr, Generation(0)) {
                             // It didn't fit, so the kernel wasn't told of it.
                             if item.entry.is_some() {
                                 filesystem.forget(attributes.number, 1);

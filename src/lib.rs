@@ -23,5 +23,6 @@ pub mod mount;
 pub mod mountpoint;
 pub mod nodes;
 pub mod object;
+pub mod passthrough;
 pub mod single_flight;
 pub mod store;

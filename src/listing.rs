@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 
 use crate::answer::Answer;
 use crate::cache::LocalNames;
-use crate::coherence::{Coherence, Local};
+use crate::coherence::{Coherence, Local, Served};
 use crate::error::{Error, Kind, Result};
 use crate::object::{InvalidKey, Key, ObjectVersion};
 use crate::single_flight::{Flight, SingleFlight};
@@ -33,7 +33,7 @@ pub enum Entry {
     /// A directory, by its name.
     Dir(Box<str>),
     /// A file.
-    File(ObjectVersion),
+    File(Served),
 }
 
 impl Entry {
@@ -41,7 +41,7 @@ impl Entry {
     pub fn name(&self) -> &str {
         match self {
             Entry::Dir(name) => name,
-            Entry::File(version) => version.key.name(),
+            Entry::File(served) => served.version().key.name(),
         }
     }
 }
@@ -215,14 +215,15 @@ impl Inner {
                 _ => continue,
             };
             if taken.insert(name) {
-                entries.push(Entry::File(version));
+                entries.push(Entry::File(Served::Local(version)));
             }
         }
         for object in objects {
             if self.is_presentable(dir, &object.name) && taken.insert(object.name.clone()) {
                 let Ok(key) = Key::in_dir(dir, &object.name) else { continue };
                 let ListedObject { etag, size, modified, .. } = object;
-                entries.push(Entry::File(ObjectVersion { key, etag, size, modified }));
+                let version = ObjectVersion { key, etag, size, modified };
+                entries.push(Entry::File(Served::Remote(version)));
             }
         }
         entries.sort_unstable_by(|a, b| a.name().cmp(b.name()));

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::answer::Answer;
-use crate::coherence::{Coherence, Local};
+use crate::coherence::{Coherence, Local, Served};
 use crate::error::{Error, Kind, Result};
 use crate::listing::{Entry, Listings};
 use crate::object::{Key, ObjectVersion};
@@ -50,19 +50,17 @@ impl Lookup {
         let listed = self.listings.fresh(key.dir());
         match (listed.as_ref().and_then(|listing| listing.find(key.name())), local) {
             (Some(Some(Entry::Dir(name))), _) => Answer::Now(Ok(Entry::Dir(name.clone()))),
-            (_, Local::Serve(version)) => Answer::Now(Ok(Entry::File(version))),
+            (_, Local::Serve(version)) => Answer::Now(Ok(Entry::File(Served::Local(version)))),
             // A local file that was listed, and is gone.
-            (Some(Some(Entry::File(version))), Local::Nothing) if version.etag.is_local() => {
+            (Some(Some(Entry::File(listed))), Local::Nothing) if listed.version().etag.is_local() => {
                 self.ask(key, Local::Nothing)
             }
-            (Some(Some(Entry::File(version))), Local::Nothing) => {
-                Answer::Now(Ok(Entry::File(version.clone())))
+            (Some(Some(Entry::File(listed))), local) => {
+                let version = listed.version().clone();
+                let remote = if version.etag.is_local() { Err(absent(key)) } else { Ok(version) };
+                Answer::Now(self.coherence.settle(local, remote).map(Entry::File))
             }
-            (Some(Some(Entry::File(version))), local) => {
-                let listed = if version.etag.is_local() { Err(absent(key)) } else { Ok(version.clone()) };
-                Answer::Now(self.coherence.settle(local, listed).map(Entry::File))
-            }
-            (Some(None), Local::Ask(file)) => Answer::Now(Ok(Entry::File(file.version))),
+            (Some(None), Local::Ask(file)) => Answer::Now(Ok(Entry::File(Served::Local(file.version)))),
             (Some(None), Local::Nothing) => Answer::Now(Err(absent(key))),
             (None, Local::Nothing) if self.is_recent_miss(key) => Answer::Now(Err(absent(key))),
             (None, local) => self.ask(key, local),

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{MountOption, Session, SessionACL};
+use fuser::{BackingId, MountOption, Session, SessionACL};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -19,6 +19,7 @@ use crate::error::{Error, Kind, Result};
 use crate::filesystem::Filesystem;
 use crate::fuse::Fuse;
 use crate::mountpoint;
+use crate::passthrough::Passthrough;
 use crate::store::{self, ObjectStore};
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
@@ -51,17 +52,22 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         &config.mount,
         runtime.handle().clone(),
     );
-    let fuse = Fuse::new(Arc::new(filesystem), runtime.handle().clone());
+    let passthrough = Arc::new(Passthrough::default());
+    let backing_depth = if cache.as_ref().is_some_and(|cache| cache.is_stacked()) { 2 } else { 1 };
+    let fuse = Fuse::new(Arc::new(filesystem), passthrough.clone(), backing_depth, runtime.handle().clone());
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let session = Session::new(fuse, &path, &session_config(config, store.url()))
         .map_err(|e| mount_error(&path, &e))?;
+    if let Some(cache) = &cache {
+        probe_passthrough(&session, cache, &passthrough);
+    }
     let ended = serve(session)?;
     if let Err(e) = std::fs::metadata(&path) {
         let _ = mountpoint::unmount(&path);
         return Err(Error::new(Kind::Mount, format!("{}: the mount doesn't answer: {e}", path.display())));
     }
     runtime.block_on(report_probe(probe));
-    ready(&ready_line(config, store.url(), &path, cache.as_deref()));
+    ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));
     let result = runtime.block_on(until_unmounted(&path, ended, &mut signals));
     runtime.shutdown_timeout(SHUTDOWN);
     result
@@ -125,6 +131,17 @@ fn session_config(config: &Config, url: &str) -> fuser::Config {
     session
 }
 
+/// Finds out whether the kernel may read local files by itself (Linux 6.9, and the right to tell it to: CAP_SYS_ADMIN in the
+/// initial user namespace), by registering one.
+fn probe_passthrough(session: &Session<Fuse>, cache: &CacheDir, passthrough: &Passthrough) {
+    let registered = cache.sample().and_then(|file| BackingId::create_raw(session, file));
+    match registered {
+        // The registration stays: one small file for the life of the mount.
+        Ok(_) => passthrough.enable(),
+        Err(e) => log::info!("no passthrough ({e}): cached files are read through the kernel's page cache"),
+    }
+}
+
 fn kernel_flag(flag: &KernelFlag) -> MountOption {
     match flag {
         KernelFlag::Dev => MountOption::Dev,
@@ -177,14 +194,21 @@ async fn report_probe(probe: JoinHandle<()>) {
     let _ = timeout(PROBE_WAIT, probe).await;
 }
 
-fn ready_line(config: &Config, url: &str, path: &Path, cache: Option<&CacheDir>) -> String {
+fn ready_line(
+    config: &Config,
+    url: &str,
+    path: &Path,
+    cache: Option<&CacheDir>,
+    passthrough: bool,
+) -> String {
     let cache = match cache {
         Some(cache) if cache.is_writable() => format!("local cache {}", cache.path().display()),
         Some(cache) => format!("local cache {} (not writable)", cache.path().display()),
         None => "no local cache".to_owned(),
     };
+    let passthrough = if passthrough { "passthrough" } else { "no passthrough" };
     let in_front = if config.foreground { ", in the foreground" } else { "" };
-    format!("{url} mounted at {}: {cache}, read-only, no passthrough{in_front}", path.display())
+    format!("{url} mounted at {}: {cache}, read-only, {passthrough}{in_front}", path.display())
 }
 
 /// SIGTERM, SIGINT and SIGHUP, which all mean: unmount.

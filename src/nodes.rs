@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crate::coherence::Served;
 use crate::object::ObjectVersion;
 
 /// The root directory's inode number (`FUSE_ROOT_ID` in the kernel's `include/uapi/linux/fuse.h`).
@@ -13,16 +14,17 @@ pub const ROOT: u64 = 1;
 pub enum Node {
     /// A directory, by its path below the mount; `""` is the root.
     Dir(Arc<str>),
-    /// One version of an object. Another version gets another number, so that pages the kernel keeps are never
-    /// another version's.
-    File(ObjectVersion),
+    /// One version of an object. Another version gets another number, so that pages the kernel keeps are never another
+    /// version's; and so does the version once it is complete locally, since the kernel can't read a file by itself
+    /// while its number is open for reads through us.
+    File(Served),
 }
 
 impl Node {
     fn path(&self) -> Arc<str> {
         match self {
             Node::Dir(path) => path.clone(),
-            Node::File(version) => version.key.shared(),
+            Node::File(served) => served.version().key.shared(),
         }
     }
 }
@@ -89,7 +91,7 @@ impl Nodes {
         let mut table = self.table();
         let Some(number) = table.by_path.get(&version.key.shared()).copied() else { return };
         if let Some(known) = table.by_number.get_mut(&number)
-            && known.node == Node::File(version.clone())
+            && matches!(&known.node, Node::File(served) if served.version() == version)
         {
             known.outdated = true;
             table.by_path.remove(&version.key.shared());
@@ -136,7 +138,7 @@ mod tests {
 
     fn file(name: &str, etag: &str) -> Node {
         let (key, etag) = (Key::new(name).unwrap(), ETag::new(etag));
-        Node::File(ObjectVersion { key, etag, size: 1, modified: SystemTime::UNIX_EPOCH })
+        Node::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified: SystemTime::UNIX_EPOCH }))
     }
 
     #[test]
@@ -153,8 +155,8 @@ mod tests {
     fn an_outdated_version_is_looked_up_anew() {
         let nodes = Nodes::default();
         let old = nodes.look_up(file("a", "1"));
-        let Node::File(version) = file("a", "1") else { unreachable!("it is a file") };
-        nodes.outdate(&version);
+        let Node::File(served) = file("a", "1") else { unreachable!("it is a file") };
+        nodes.outdate(served.version());
         assert!(nodes.is_outdated(old));
         let put_back = nodes.look_up(file("a", "1"));
         assert!(put_back != old && !nodes.is_outdated(put_back));

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{FileStat, Mode, fstat, futimens, mkdirat};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{AccessFlags, faccessat};
 
@@ -122,6 +123,19 @@ impl CacheDir {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// A file on the disk that the artifacts are on.
+    ///
+    /// # Errors
+    /// A directory that can't be written may hold none of ours.
+    pub fn sample(&self) -> io::Result<File> {
+        beneath::open(&self.dirs.state, Path::new(FORMAT_FILE), OFlag::O_RDONLY).map(File::from)
+    }
+
+    /// Whether the file system that it is on is itself stacked on another (overlayfs).
+    pub fn is_stacked(&self) -> bool {
+        fstatfs(&self.dirs.root).is_ok_and(|fs| fs.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
     }
 
     /// Whether fetched files can be kept in it.

@@ -20,10 +20,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("cache", &["config", "error", "object"]),
     ("coherence", &["cache", "error", "object"]),
     ("download", &["cache", "error", "object", "single_flight", "store"]),
-    ("fetch", &["cache", "download", "error", "object", "store"]),
+    ("fetch", &["cache", "download", "object", "store"]),
     ("listing", &["answer", "cache", "coherence", "error", "object", "single_flight", "store"]),
     ("lookup", &["answer", "coherence", "error", "listing", "object", "single_flight", "store"]),
-    ("nodes", &["object"]),
+    ("nodes", &["coherence", "object"]),
     ("handles", &["answer", "download", "error", "fetch", "listing", "object"]),
     (
         "filesystem",
@@ -42,8 +42,9 @@ const LAYERS: &[(&str, &[&str])] = &[
             "store",
         ],
     ),
-    ("fuse", &["answer", "errno", "error", "filesystem", "listing"]),
-    ("mount", &["cache", "config", "error", "filesystem", "fuse", "mountpoint", "store"]),
+    ("passthrough", &[]),
+    ("fuse", &["answer", "errno", "error", "filesystem", "listing", "passthrough"]),
+    ("mount", &["cache", "config", "error", "filesystem", "fuse", "mountpoint", "passthrough", "store"]),
     ("commands", &["cli", "config", "daemon", "error", "logging", "mount", "mountpoint"]),
 ];
 
