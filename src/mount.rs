@@ -1,7 +1,7 @@
 //! Wires a file system together, mounts it, and serves it until it is unmounted or told to end.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::config::{Config, KernelFlag};
 use crate::error::{Error, Kind, Result};
 use crate::filesystem::Filesystem;
 use crate::fuse::Fuse;
-use crate::mountpoint;
+use crate::mountpoint::{self, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::store::{self, ObjectStore};
 
@@ -61,14 +61,17 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     if let Some(cache) = &cache {
         probe_passthrough(&session, cache, &passthrough);
     }
+    let mount = OwnMount::made_on(&path)?;
     let ended = serve(session)?;
     if let Err(e) = std::fs::metadata(&path) {
-        let _ = mountpoint::unmount(&path);
+        let _ = mount.unmount();
         return Err(Error::new(Kind::Mount, format!("{}: the mount doesn't answer: {e}", path.display())));
     }
     runtime.block_on(report_probe(probe));
     ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));
-    let result = runtime.block_on(until_unmounted(&path, ended, &mut signals));
+    let result = runtime.block_on(until_unmounted(&mount, ended, &mut signals));
+    // A session that failed has left it there.
+    let _ = mount.unmount();
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }
@@ -170,11 +173,15 @@ fn mount_error(path: &Path, error: &io::Error) -> Error {
 
 /// Serves requests on threads of their own; the receiver resolves when the session has ended.
 fn serve(session: Session<Fuse>) -> Result<oneshot::Receiver<io::Result<()>>> {
+    let error = |e| Error::new(Kind::Mount, format!("can't start a thread: {e}"));
     let (tell, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("fuse".to_owned())
-        .spawn(move || tell.send(session.run()))
-        .map_err(|e| Error::new(Kind::Mount, format!("can't start a thread: {e}")))?;
+    let mut session = session.spawn().map_err(error)?;
+    let guard = std::mem::replace(&mut session.guard, std::thread::spawn(|| Ok(())));
+    // Never dropped: what fuser 0.18.0 does then is to unmount the path even when our mount has gone from it, and so
+    // whatever else is mounted there by now (fixed by https://github.com/cberner/fuser/pull/703).
+    std::mem::forget(session);
+    let wait = move || tell.send(guard.join().unwrap_or_else(|_| Err(io::Error::other("its thread died"))));
+    std::thread::Builder::new().name("fuse".to_owned()).spawn(wait).map_err(error)?;
     Ok(ended)
 }
 
@@ -236,7 +243,7 @@ impl Signals {
 }
 
 async fn until_unmounted(
-    path: &Path,
+    mount: &OwnMount,
     mut ended: oneshot::Receiver<io::Result<()>>,
     signals: &mut Signals,
 ) -> Result<()> {
@@ -244,8 +251,8 @@ async fn until_unmounted(
         result = &mut ended => return session_result(result),
         () = signals.next() => {}
     }
-    let own: PathBuf = path.to_owned();
-    let unmounted = tokio::task::spawn_blocking(move || mountpoint::unmount(&own)).await;
+    let mount = mount.clone();
+    let unmounted = tokio::task::spawn_blocking(move || mount.unmount()).await;
     if let Ok(Err(error)) = unmounted {
         log::warn!("{error}");
     }

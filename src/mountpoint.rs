@@ -28,7 +28,7 @@ const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 pub fn prepare(path: &Path) -> Result<PathBuf> {
     let name = path.display();
     let path = &real_path(path);
-    while let Some(fs_type) = mounted_type(path)? {
+    while let Some(Mounted { fs_type, .. }) = mounted(path)? {
         if !fs_type.starts_with("fuse") {
             break;
         }
@@ -72,23 +72,56 @@ pub fn prepare(path: &Path) -> Result<PathBuf> {
     Ok(path.clone())
 }
 
-/// Unmounts what of ours is mounted on `path`, lazily when it is in use. Nothing there is fine.
+/// Unmounts what of ours is mounted on `path`, lazily when it is in use. Nothing there is fine, and another file system
+/// that we were mounted over stays.
 ///
 /// # Errors
 /// Another file system is mounted there, or unmounting is not permitted.
 pub fn unmount(path: &Path) -> Result<()> {
     let path = &real_path(path);
-    while let Some(fs_type) = mounted_type(path)? {
-        if fs_type != FS_TYPE {
+    let mut unmounted = false;
+    while let Some(Mounted { fs_type, .. }) = mounted(path)? {
+        if fs_type == FS_TYPE {
+            detach(path)?;
+            unmounted = true;
+        } else if unmounted {
+            break;
+        } else {
             let message = format!(
                 "{}: a {fs_type} file system is mounted there, not aztec-cache; use umount(8)",
                 path.display()
             );
             return Err(Error::new(Kind::Mount, message));
         }
-        detach(path)?;
     }
     Ok(())
+}
+
+/// This process's own mount. Another one may have its place by the time it is to be unmounted.
+#[derive(Clone, Debug)]
+pub struct OwnMount {
+    path: PathBuf,
+    mounted: Option<Mounted>,
+}
+
+impl OwnMount {
+    /// The mount that has just been made on `path`, a real path.
+    ///
+    /// # Errors
+    /// The mount table can't be read.
+    pub fn made_on(path: &Path) -> Result<OwnMount> {
+        let mounted = mounted(path)?.filter(|mounted| mounted.fs_type == FS_TYPE);
+        Ok(OwnMount { path: path.to_owned(), mounted })
+    }
+
+    /// Unmounts it, lazily when it is in use. Does nothing when it isn't there any more.
+    ///
+    /// # Errors
+    /// Unmounting is not permitted.
+    pub fn unmount(&self) -> Result<()> {
+        let is_there = self.mounted.is_some() && mounted(&self.path)? == self.mounted;
+        if is_there { detach(&self.path) } else { Ok(()) }
+    }
 }
 
 /// The path without symbolic links in it, but never asking what is mounted on it, which may be dead.
@@ -132,7 +165,7 @@ fn fusermount_unmount(path: &Path) -> Result<()> {
             Err(e) => return Err(no_fusermount(&e)),
         }
     }
-    if mounted_type(path)?.is_none() {
+    if mounted(path)?.is_none() {
         return Ok(());
     }
     Err(Error::new(
@@ -149,23 +182,35 @@ pub fn no_fusermount(error: &io::Error) -> Error {
     )
 }
 
-/// The type of the file system mounted last on `path`.
-fn mounted_type(path: &Path) -> Result<Option<String>> {
-    let table = fs::read("/proc/self/mountinfo")
-        .map_err(|e| Error::new(Kind::Mount, format!("/proc/self/mountinfo: {e}; is /proc mounted?")))?;
-    Ok(last_type_at(&table, path))
+/// A mounted file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mounted {
+    /// The device number, which no other file system has as long as this one lives.
+    device: String,
+    /// Its type.
+    fs_type: String,
 }
 
-/// Reads proc(5)'s mountinfo: the fifth field is the mount point, the type follows the lone dash.
-fn last_type_at(table: &[u8], path: &Path) -> Option<String> {
-    let mount = |line: &[u8]| -> Option<(PathBuf, String)> {
+/// The file system mounted last on `path`, a real path.
+fn mounted(path: &Path) -> Result<Option<Mounted>> {
+    let table = fs::read("/proc/self/mountinfo")
+        .map_err(|e| Error::new(Kind::Mount, format!("/proc/self/mountinfo: {e}; is /proc mounted?")))?;
+    Ok(last_at(&table, path))
+}
+
+/// Reads proc(5)'s mountinfo: the third field is the device, the fifth the mount point, the type follows the lone
+/// dash.
+fn last_at(table: &[u8], path: &Path) -> Option<Mounted> {
+    let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+    let mount = |line: &[u8]| -> Option<(PathBuf, Mounted)> {
         let mut fields = line.split(|b| *b == b' ');
-        let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(4)?)));
-        let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
-        Some((point, String::from_utf8_lossy(fs_type).into_owned()))
+        let device = text(fields.nth(2)?);
+        let point = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+        let fs_type = text(fields.skip_while(|field| *field != b"-").nth(1)?);
+        Some((point, Mounted { device, fs_type }))
     };
     let mounts = table.split(|b| *b == b'\n').filter_map(mount);
-    mounts.filter(|(point, _)| point == path).last().map(|(_, fs_type)| fs_type)
+    mounts.filter(|(point, _)| point == path).last().map(|(_, mounted)| mounted)
 }
 
 /// Undoes the table's `\040` for spaces and the like.
@@ -210,8 +255,9 @@ mod tests {
         let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
             90 22 0:50 / /mnt/a\\040b rw,nosuid - fuse.sshfs x rw\n\
             91 22 0:51 / /mnt/a\\040b ro,nosuid shared:7 - fuse.aztec-cache s3://b/ rw,user_id=0\n";
-        assert_eq!(last_type_at(table, Path::new("/mnt/a b")).as_deref(), Some(FS_TYPE));
-        assert_eq!(last_type_at(table, Path::new("/")).as_deref(), Some("ext4"));
-        assert_eq!(last_type_at(table, Path::new("/mnt")), None);
+        let last = |path: &str| last_at(table, Path::new(path)).map(|m| (m.device, m.fs_type));
+        assert_eq!(last("/mnt/a b"), Some(("0:51".to_owned(), FS_TYPE.to_owned())));
+        assert_eq!(last("/"), Some(("8:1".to_owned(), "ext4".to_owned())));
+        assert_eq!(last("/mnt"), None);
     }
 }

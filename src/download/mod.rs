@@ -173,11 +173,11 @@ impl Download {
         let checksum = format!("crc64nvme:{}", aws_smithy_types::base64::encode(crc.to_be_bytes()));
         let source = self.store.url().to_owned();
         let committed = spawn_blocking(move || partial.commit(&source, Some(checksum))).await;
-        match committed.unwrap_or_else(|e| Err(io::Error::other(e))) {
-            Ok(()) => log::debug!("{}: fetched, {} bytes", self.object.key, self.object.size),
-            Err(e) => {
-                log::warn!("{}: fetched, but can't be kept in the cache directory: {e}", self.object.key)
-            }
+        let key = &self.object.key;
+        match committed {
+            Ok(Ok(())) => log::debug!("{key}: fetched, {} bytes", self.object.size),
+            Ok(Err(e)) => log::warn!("{key}: fetched, but can't be kept in the cache directory: {e}"),
+            Err(e) => log::debug!("{key}: fetched, but not kept: {e}"),
         }
     }
 
@@ -238,9 +238,12 @@ impl Download {
             }
             io::Result::Ok(digest.finalize())
         });
-        let error =
-            |e: &io::Error| Error::local(format!("{}: can't write its local file", self.object.key), e);
-        written.await.unwrap_or_else(|e| Err(io::Error::other(e))).map_err(|e| error(&e))
+        let key = &self.object.key;
+        match written.await {
+            Ok(written) => written.map_err(|e| Error::local(format!("{key}: can't write its local file"), &e)),
+            // The daemon ends, most likely: nothing to tell anyone about the disk.
+            Err(e) => Err(Error::new(Kind::Internal, format!("{key}: a disk task failed: {e}"))),
+        }
     }
 
     fn fail(&self, error: Error) {
