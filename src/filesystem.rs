@@ -16,7 +16,7 @@ use crate::config::MountOptions;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Fetcher, Source, State};
 use crate::handles::{Handles, OpenDir, OpenFile};
-use crate::listing::{Entry, Listing, Listings};
+use crate::listing::{Entry, Listings, Slice};
 use crate::lookup::Lookup;
 use crate::nodes::{Node, Nodes, ROOT};
 use crate::object::{InvalidKey, Key, NAME_MAX};
@@ -32,6 +32,9 @@ const XATTR_STATE: &str = "user.aztec_cache.state";
 const XATTR_ETAG: &str = "user.aztec_cache.etag";
 const XATTR_SOURCE: &str = "user.aztec_cache.source";
 const XATTR_CHECKSUM: &str = "user.aztec_cache.checksum";
+
+/// The entries that every directory begins with.
+const DOTS: [&str; 2] = [".", ".."];
 
 /// A remote shown as a directory tree.
 pub struct Filesystem {
@@ -97,10 +100,10 @@ pub struct DirEntry<'a> {
     pub entry: Option<&'a Entry>,
 }
 
-/// An open directory's entries from an offset on.
+/// Some of an open directory's entries, from an offset on.
 pub struct DirPage {
     path: Arc<str>,
-    listing: Arc<Listing>,
+    slice: Slice,
     offset: u64,
 }
 
@@ -252,22 +255,24 @@ impl Filesystem {
         }
     }
 
-    /// An open directory's entries from `offset` on. Reading from the start again shows the directory as it is then.
+    /// Some of an open directory's entries, from `offset` on; none at the end. Reading from the start again shows the directory as it is then.
     pub fn read_dir(&self, handle: u64, offset: u64) -> Answer<DirPage> {
         let dir = match self.dirs.get(handle) {
             Ok(dir) => dir,
             Err(error) => return Answer::Now(Err(error)),
         };
-        let path = dir.path.clone();
-        if offset > 0
-            && let Some(listing) = dir.listing()
-        {
-            return Answer::Now(Ok(DirPage { path, listing, offset }));
-        }
-        self.listings.get(&path).map(move |listing| {
+        let known = if offset > 0 { dir.listing() } else { None };
+        let listing = known.unwrap_or_else(|| {
+            let listing = self.listings.get(&dir.path);
             dir.set_listing(listing.clone());
-            DirPage { path, listing, offset }
-        })
+            listing
+        });
+        let (path, index) = (dir.path.clone(), offset.saturating_sub(DOTS.len() as u64) as usize);
+        let answer = match listing.get(index) {
+            Some(slice) => Answer::Now(slice),
+            None => Answer::later(async move { listing.wait(index).await }),
+        };
+        answer.map(move |slice| DirPage { path, slice, offset })
     }
 
     /// Looks up an entry that [`Filesystem::read_dir`] gave, counting the lookup.
@@ -337,16 +342,16 @@ impl Filesystem {
 impl DirPage {
     /// The entries: `.` and `..` at offsets 0 and 1, then the listing's.
     pub fn entries(&self) -> impl Iterator<Item = DirEntry<'_>> {
-        let dots = [".", ".."].into_iter().enumerate();
+        let dots = DOTS.into_iter().enumerate();
         let dots = dots.map(|(i, name)| DirEntry { next: i as u64 + 1, name, entry: None });
-        let first = self.offset.saturating_sub(2) as usize;
-        let listed = self.listing.from(first).iter().enumerate();
+        let first = self.offset.max(DOTS.len() as u64);
+        let listed = self.slice.entries().iter().enumerate();
         let listed = listed.map(move |(i, entry)| DirEntry {
-            next: (first + i) as u64 + 3,
+            next: first + i as u64 + 1,
             name: entry.name(),
             entry: Some(entry),
         });
-        dots.skip(self.offset.min(2) as usize).chain(listed)
+        dots.skip(self.offset as usize).chain(listed)
     }
 }
 

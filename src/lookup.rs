@@ -1,7 +1,7 @@
 //! What a path names: a directory, a version of an object, or nothing.
 
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
@@ -17,20 +17,33 @@ use crate::object::{Key, ObjectVersion};
 use crate::single_flight::SingleFlight;
 use crate::store::ObjectStore;
 
-/// How long a miss is remembered.
-const MISS_TTL: Duration = Duration::from_secs(1);
-/// Misses remembered at a time.
-const MISSES: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// How long the remote's answer about a key is remembered: that it has it, or that it doesn't.
+const ANSWER_TTL: Duration = Duration::from_secs(1);
+/// Answers remembered at a time.
+const ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// Finds keys: on disk, in a listing, among recent misses, or with one coalesced HEAD.
+/// What the remote has under a name.
+#[derive(Clone, Debug)]
+enum Found {
+    Dir,
+    Object(ObjectVersion),
+    Nothing,
+}
+
+/// Finds keys: on disk, in a listing, among recent answers, or with one coalesced HEAD.
 pub struct Lookup {
     store: Arc<dyn ObjectStore>,
     coherence: Coherence,
     listings: Arc<Listings>,
-    flights: SingleFlight<Key, Entry>,
-    /// Guards only the table; never held across a request.
-    misses: Arc<Mutex<LruCache<Key, Instant>>>,
+    flights: SingleFlight<Key, Found>,
+    answers: Arc<Answers>,
 }
+
+/// The remote's recent answers.
+struct Answers(
+    /// Guards only the table; never held across a request.
+    Mutex<LruCache<Key, (Instant, Found)>>,
+);
 
 impl Lookup {
     /// Looks in `coherence`'s cache, in `listings`, in `store`.
@@ -40,29 +53,16 @@ impl Lookup {
         listings: Arc<Listings>,
         runtime: Handle,
     ) -> Lookup {
-        let misses = Arc::new(Mutex::new(LruCache::new(MISSES)));
-        Lookup { store, coherence, listings, flights: SingleFlight::new(runtime), misses }
+        let answers = Arc::new(Answers(Mutex::new(LruCache::new(ANSWERS))));
+        Lookup { store, coherence, listings, flights: SingleFlight::new(runtime), answers }
     }
 
-    /// What `key` names. A complete local file, a listed name and a recent miss are known at once.
+    /// What `key` names. A complete local file, a listed name and a recent answer are known at once.
     pub fn find(&self, key: &Key) -> Answer<Entry> {
-        let local = self.coherence.local(key);
-        let listed = self.listings.fresh(key.dir());
-        match (listed.as_ref().and_then(|listing| listing.find(key.name())), local) {
-            (Some(Some(Entry::Dir(name))), _) => Answer::Now(Ok(Entry::Dir(name.clone()))),
+        match (self.known(key), self.coherence.local(key)) {
+            (Some(Found::Dir), _) => Answer::Now(Ok(Entry::Dir(key.name().into()))),
             (_, Local::Serve(version)) => Answer::Now(Ok(Entry::File(Served::Local(version)))),
-            // A local file that was listed, and is gone.
-            (Some(Some(Entry::File(listed))), Local::Nothing) if listed.version().etag.is_local() => {
-                self.ask(key, Local::Nothing)
-            }
-            (Some(Some(Entry::File(listed))), local) => {
-                let version = listed.version().clone();
-                let remote = if version.etag.is_local() { Err(absent(key)) } else { Ok(version) };
-                Answer::Now(self.coherence.settle(local, remote).map(Entry::File))
-            }
-            (Some(None), Local::Ask(file)) => Answer::Now(Ok(Entry::File(Served::Local(file.version)))),
-            (Some(None), Local::Nothing) => Answer::Now(Err(absent(key))),
-            (None, Local::Nothing) if self.is_recent_miss(key) => Answer::Now(Err(absent(key))),
+            (Some(found), local) => Answer::Now(settle(&self.coherence, key, local, Ok(found))),
             (None, local) => self.ask(key, local),
         }
     }
@@ -70,63 +70,89 @@ impl Lookup {
     /// Forgets what is remembered about `key`, since it was found to be wrong.
     pub fn forget(&self, key: &Key) {
         self.listings.forget(key.dir());
+        self.answers.forget(key);
     }
 
-    fn is_recent_miss(&self, key: &Key) -> bool {
-        let mut misses = self.misses.lock().unwrap_or_else(|e| e.into_inner());
-        misses.get(key).is_some_and(|since| since.elapsed() < MISS_TTL)
+    /// What the remote was seen to have a moment ago.
+    fn known(&self, key: &Key) -> Option<Found> {
+        match self.listings.find(key.dir(), key.name()) {
+            Some(Some(Entry::Dir(_))) => Some(Found::Dir),
+            // Listed because it was here, not there.
+            Some(Some(Entry::File(served))) if served.version().etag.is_local() => self.answers.get(key),
+            Some(Some(Entry::File(served))) => Some(Found::Object(served.version().clone())),
+            Some(None) => Some(Found::Nothing),
+            None => self.answers.get(key),
+        }
     }
 
     fn ask(&self, key: &Key, local: Local) -> Answer<Entry> {
         let flight = self.flights.run(key.clone(), || {
-            let (store, listings, coherence) =
-                (self.store.clone(), self.listings.clone(), self.coherence.clone());
-            let (misses, key) = (self.misses.clone(), key.clone());
+            let (store, listings) = (self.store.clone(), self.listings.clone());
+            let (answers, key) = (self.answers.clone(), key.clone());
             async move {
-                let entry = match ask_remote(&*store, &listings, &key).await {
-                    Ok(Found::Dir) => return Ok(Entry::Dir(key.name().into())),
-                    Ok(Found::Object(version)) => Ok(version),
-                    Err(error) => Err(error),
-                };
-                let settled = spawn_blocking(move || coherence.settle(local, entry)).await;
-                let settled = settled
-                    .unwrap_or_else(|e| Err(Error::new(Kind::Internal, format!("a disk task failed: {e}"))));
-                if settled.as_ref().is_err_and(|error| error.kind() == Kind::NotFound) {
-                    misses.lock().unwrap_or_else(|e| e.into_inner()).put(key, Instant::now());
-                }
-                settled.map(Entry::File)
+                let found = ask_remote(&*store, &listings, &key).await?;
+                answers.put(key, found.clone());
+                Ok(found)
             }
         });
-        Answer::later(flight)
+        let (coherence, key) = (self.coherence.clone(), key.clone());
+        Answer::later(async move {
+            let found = flight.await;
+            let settled = spawn_blocking(move || settle(&coherence, &key, local, found)).await;
+            settled.unwrap_or_else(|e| Err(Error::new(Kind::Internal, format!("a disk task failed: {e}"))))
+        })
     }
 }
 
-enum Found {
-    Dir,
-    Object(ObjectVersion),
+impl Answers {
+    fn get(&self, key: &Key) -> Option<Found> {
+        let fresh = self.table().get(key).filter(|(since, _)| since.elapsed() < ANSWER_TTL).cloned();
+        fresh.map(|(_, found)| found)
+    }
+
+    fn put(&self, key: Key, found: Found) {
+        self.table().put(key, (Instant::now(), found));
+    }
+
+    fn forget(&self, key: &Key) {
+        self.table().pop(key);
+    }
+
+    fn table(&self) -> MutexGuard<'_, LruCache<Key, (Instant, Found)>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// What is shown, given what is here and what is there. Blocks on the disk, briefly.
+fn settle(coherence: &Coherence, key: &Key, local: Local, found: Result<Found>) -> Result<Entry> {
+    let remote = match found {
+        Ok(Found::Dir) => return Ok(Entry::Dir(key.name().into())),
+        Ok(Found::Object(version)) => Ok(version),
+        Ok(Found::Nothing) => Err(Error::new(Kind::NotFound, format!("{key}: no such object"))),
+        Err(error) => Err(error),
+    };
+    coherence.settle(local, remote).map(Entry::File)
 }
 
 /// A name with a dot in it is taken for an artifact: one HEAD, and only if there is no such object, a look for a
 /// directory of the name. One without may as well be a directory, which would hide an object of its name: both
 /// questions go out together.
 async fn ask_remote(store: &dyn ObjectStore, listings: &Listings, key: &Key) -> Result<Found> {
-    if key.name().contains('.') {
-        return match store.head(key).await {
-            Err(error) if error.kind() == Kind::NotFound => match listings.is_dir(key.as_str()).await? {
-                true => Ok(Found::Dir),
-                false => Err(error),
-            },
-            head => head.map(Found::Object),
-        };
-    }
-    match join(store.head(key), listings.is_dir(key.as_str())).await {
+    let (head, dir) = if key.name().contains('.') {
+        match store.head(key).await {
+            Err(error) if error.kind() == Kind::NotFound => {
+                let dir = listings.is_dir(key.as_str()).await;
+                (Err(error), dir)
+            }
+            head => (head, Ok(false)),
+        }
+    } else {
+        join(store.head(key), listings.is_dir(key.as_str())).await
+    };
+    match (head, dir) {
         (_, Ok(true)) => Ok(Found::Dir),
         (Ok(version), _) => Ok(Found::Object(version)),
-        (Err(error), Err(probe)) if error.kind() == Kind::NotFound => Err(probe),
+        (Err(error), dir) if error.kind() == Kind::NotFound => dir.map(|_| Found::Nothing),
         (Err(error), _) => Err(error),
     }
-}
-
-fn absent(key: &Key) -> Error {
-    Error::new(Kind::NotFound, format!("{key}: no such object"))
 }

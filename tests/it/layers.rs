@@ -21,7 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("coherence", &["cache", "error", "object"]),
     ("download", &["cache", "error", "object", "single_flight", "store"]),
     ("fetch", &["cache", "download", "object", "store"]),
-    ("listing", &["answer", "cache", "coherence", "error", "object", "single_flight", "store"]),
+    ("listing", &["cache", "coherence", "error", "object", "single_flight", "store"]),
     ("lookup", &["answer", "coherence", "error", "listing", "object", "single_flight", "store"]),
     ("nodes", &["coherence", "object"]),
     ("handles", &["answer", "download", "error", "fetch", "listing", "object"]),

@@ -9,6 +9,8 @@ mod fault_store;
 mod fetching;
 mod independent_server;
 mod layers;
+mod listing;
 mod names;
+mod passthrough;
 mod reading;
 mod remotes;

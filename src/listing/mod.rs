@@ -1,0 +1,253 @@
+//! Directory listings: the remote's pages and the local names together, kept for a short while.
+
+mod pages;
+
+use std::collections::HashSet;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use crate::cache::LocalNames;
+use crate::coherence::{Coherence, Local, Served};
+use crate::error::{Error, Kind, Result};
+use crate::object::{InvalidKey, Key, ObjectVersion};
+use crate::single_flight::{Flight, SingleFlight};
+use crate::store::{ListedObject, ObjectStore, Page};
+
+pub use pages::{Entry, Listing, Slice};
+
+/// How long a listing answers questions about what exists.
+const TTL: Duration = Duration::from_secs(10);
+/// Directories whose listings are kept.
+const KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// The most that S3 puts on a page.
+const PAGE: u16 = 1000;
+
+/// Lists directories, each once for many askers.
+pub struct Listings {
+    inner: Arc<Inner>,
+    runtime: Handle,
+    /// Guards only the table; never held across a request.
+    kept: Mutex<LruCache<String, Arc<Listing>>>,
+    probes: SingleFlight<String, bool>,
+}
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    coherence: Coherence,
+    /// Said once: some keys can't be shown; listing isn't granted.
+    said_hidden: AtomicBool,
+    said_denied: AtomicBool,
+}
+
+impl Listings {
+    /// Lists `store` and what `coherence` knows to be local.
+    pub fn new(store: Arc<dyn ObjectStore>, coherence: Coherence, runtime: Handle) -> Listings {
+        let (said_hidden, said_denied) = (AtomicBool::new(false), AtomicBool::new(false));
+        Listings {
+            inner: Arc::new(Inner { store, coherence, said_hidden, said_denied }),
+            kept: Mutex::new(LruCache::new(KEPT)),
+            probes: SingleFlight::new(runtime.clone()),
+            runtime,
+        }
+    }
+
+    /// The listing of `dir`: the one being loaded, or loaded in the last 10 s, or a new one.
+    pub fn get(&self, dir: &str) -> Arc<Listing> {
+        let mut kept = self.kept();
+        if let Some(listing) = kept.get(dir).filter(|listing| listing.is_fresh(TTL)) {
+            return listing.clone();
+        }
+        let listing = Arc::new(Listing::default());
+        kept.put(dir.to_owned(), listing.clone());
+        let load = Load { inner: self.inner.clone(), listing: listing.clone(), dir: dir.to_owned() };
+        self.runtime.spawn(load.run());
+        listing
+    }
+
+    /// The entry `name` of `dir`, if `dir` was listed in the last 10 s; `Some(None)` when it is known that there is none.
+    pub fn find(&self, dir: &str, name: &str) -> Option<Option<Entry>> {
+        let listing = self.kept().get(dir).cloned();
+        listing.and_then(|listing| listing.find(name, TTL))
+    }
+
+    /// Forgets `dir`'s listing, since it was found to be wrong.
+    pub fn forget(&self, dir: &str) {
+        self.kept().pop(dir);
+    }
+
+    /// Whether anything lies below `dir`, remotely or locally.
+    ///
+    /// # Errors
+    /// The remote can't be asked (and nothing local is known to lie there).
+    pub fn is_dir(&self, dir: &str) -> Flight<bool> {
+        let (inner, owned) = (self.inner.clone(), dir.to_owned());
+        self.probes.run(dir.to_owned(), || async move {
+            let names = inner.local_names(&owned).await?;
+            if !names.files.is_empty() || !names.dirs.is_empty() {
+                return Ok(true);
+            }
+            match inner.store.list(&owned, None, 1).await {
+                Ok(page) => Ok(!page.objects.is_empty() || !page.dirs.is_empty()),
+                Err(error) if matches!(error.kind(), Kind::ListDenied | Kind::NotFound) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, LruCache<String, Arc<Listing>>> {
+        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// A listing being filled.
+struct Load {
+    inner: Arc<Inner>,
+    listing: Arc<Listing>,
+    dir: String,
+}
+
+/// A task that dies must not leave its readers waiting.
+impl Drop for Load {
+    fn drop(&mut self) {
+        if self.listing.get(usize::MAX).is_none() {
+            self.listing.end(false, Some(Error::new(Kind::Internal, "a listing was given up")));
+        }
+    }
+}
+
+impl Load {
+    /// Adds the remote's pages as they come, then what is only local. When the remote can't be listed, what is local.
+    async fn run(self) {
+        let mut local = match self.inner.local_names(&self.dir).await {
+            Ok(names) => names,
+            Err(error) => return self.listing.end(false, Some(error)),
+        };
+        local.dirs.retain(|name| self.inner.is_presentable(&self.dir, name));
+        self.listing.add(local.dirs.drain(..).map(|name| Entry::Dir(name.into())));
+        let mut files: HashSet<String> = local.files.into_iter().collect();
+        let (mut token, mut pages) = (None, 0);
+        let failure = loop {
+            match self.inner.store.list(&self.dir, token.take(), PAGE).await {
+                Ok(mut page) => {
+                    token = page.next.take();
+                    match self.merge(page, files).await {
+                        Ok(left) => files = left,
+                        Err(error) => return self.listing.end(false, Some(error)),
+                    }
+                }
+                Err(error) => break Some(error),
+            }
+            pages += 1;
+            if token.is_none() {
+                break None;
+            }
+        };
+        let nothing_local = files.is_empty() && self.listing.get(0).is_none();
+        if let Err(error) = self.add_local(files).await {
+            return self.listing.end(false, Some(error));
+        }
+        let whole = failure.is_none();
+        let failure = failure.and_then(|error| self.inner.excuse(error, pages == 0 && !nothing_local));
+        self.listing.end(whole, failure);
+    }
+
+    /// Adds a page of the remote's; returns those of the local `files` that were not on it.
+    async fn merge(&self, page: Page, mut files: HashSet<String>) -> Result<HashSet<String>> {
+        let (inner, listing, dir) = (self.inner.clone(), self.listing.clone(), self.dir.clone());
+        let on_page = page.objects.iter().any(|object| files.contains(&object.name));
+        let add = move || {
+            listing.add(inner.entries(&dir, page, &mut files));
+            files
+        };
+        // Only what is local too has to be looked at on disk.
+        if on_page { blocking(add).await } else { Ok(add()) }
+    }
+
+    /// Adds local files that the remote doesn't have.
+    async fn add_local(&self, files: HashSet<String>) -> Result<()> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let (inner, listing, dir) = (self.inner.clone(), self.listing.clone(), self.dir.clone());
+        blocking(move || {
+            listing.add(files.iter().filter_map(|name| {
+                match inner.coherence.local(&Key::in_dir(&dir, name).ok()?) {
+                    Local::Serve(version) => Some(Entry::File(Served::Local(version))),
+                    Local::Ask(file) => Some(Entry::File(Served::Local(file.version))),
+                    Local::Nothing => None,
+                }
+            }));
+        })
+        .await
+    }
+}
+
+impl Inner {
+    async fn local_names(self: &Arc<Inner>, dir: &str) -> Result<LocalNames> {
+        let Some(cache) = self.coherence.cache().cloned() else { return Ok(LocalNames::default()) };
+        let dir = dir.to_owned();
+        blocking(move || cache.names(&dir)).await
+    }
+
+    /// A page's entries, its directories first. A local file that is served without asking stands for the remote's;
+    /// whatever is on the page is taken off `files`.
+    fn entries(&self, dir: &str, page: Page, files: &mut HashSet<String>) -> Vec<Entry> {
+        let mut entries = Vec::with_capacity(page.objects.len() + page.dirs.len());
+        let dirs = page.dirs.into_iter().filter(|name| self.is_presentable(dir, name));
+        entries.extend(dirs.map(|name| Entry::Dir(name.into())));
+        for object in page.objects.into_iter().filter(|object| self.is_presentable(dir, &object.name)) {
+            let Ok(key) = Key::in_dir(dir, &object.name) else { continue };
+            let local = if files.remove(&object.name) { self.coherence.local(&key) } else { Local::Nothing };
+            let ListedObject { etag, size, modified, .. } = object;
+            entries.push(Entry::File(match local {
+                Local::Serve(version) => Served::Local(version),
+                _ => Served::Remote(ObjectVersion { key, etag, size, modified }),
+            }));
+        }
+        entries
+    }
+
+    /// What readers are told of a failed listing: nothing, if listing is simply not granted, or if `has_substitute`,
+    /// the local names, stands for all of it.
+    fn excuse(&self, error: Error, has_substitute: bool) -> Option<Error> {
+        if error.kind() == Kind::ListDenied {
+            if !self.said_denied.swap(true, Ordering::Relaxed) {
+                log::warn!("{error}: directories show what is local");
+            }
+            return None;
+        }
+        if has_substitute {
+            log::info!("{error}: the directory shows what is local");
+            return None;
+        }
+        Some(error)
+    }
+
+    fn is_presentable(&self, dir: &str, name: &str) -> bool {
+        match Key::in_dir(dir, name) {
+            Ok(_) => true,
+            Err(InvalidKey::NeverThere) => false,
+            Err(InvalidKey::TooLong | InvalidKey::NotAPath) => {
+                let key = format!("{}{dir}/{name}", self.store.url());
+                if self.said_hidden.swap(true, Ordering::Relaxed) {
+                    log::debug!("{key:?} can't be a file name: left out");
+                } else {
+                    log::warn!(
+                        "{key:?} can't be a file name: left out, as are others of the kind; get it with an S3 client"
+                    );
+                }
+                false
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    spawn_blocking(work).await.map_err(|e| Error::new(Kind::Internal, format!("a disk task failed: {e}")))
+}
