@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{CacheDir, CachedFile, Origin};
+use crate::cache::{CacheDir, CachedFile, FileId, Origin};
 use crate::error::Result;
 use crate::object::{Key, ObjectVersion};
 
@@ -19,7 +19,7 @@ pub struct Coherence {
 #[derive(Debug)]
 pub enum Local {
     /// A file to serve without asking the remote.
-    Serve(ObjectVersion),
+    Serve(CachedFile),
     /// A file to serve if the remote agrees, or can't be asked.
     Ask(CachedFile),
     /// No file.
@@ -29,8 +29,8 @@ pub enum Local {
 /// A version of an object, and where its bytes are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Served {
-    /// In a complete local file.
-    Local(ObjectVersion),
+    /// In this very local file, which is complete: the bytes of another one may differ, whatever version it is taken for.
+    Local(ObjectVersion, FileId),
     /// To be fetched.
     Remote(ObjectVersion),
 }
@@ -39,13 +39,19 @@ impl Served {
     /// The version.
     pub fn version(&self) -> &ObjectVersion {
         match self {
-            Served::Local(version) | Served::Remote(version) => version,
+            Served::Local(version, _) | Served::Remote(version) => version,
         }
     }
 
     /// Whether its bytes are in a complete local file.
     pub fn is_local(&self) -> bool {
-        matches!(self, Served::Local(_))
+        matches!(self, Served::Local(..))
+    }
+}
+
+impl From<CachedFile> for Served {
+    fn from(file: CachedFile) -> Served {
+        Served::Local(file.version, file.id)
     }
 }
 
@@ -66,9 +72,9 @@ impl Coherence {
             return Local::Nothing;
         };
         match (&file.origin, self.revalidate) {
-            (Origin::Known { .. }, None) => Local::Serve(file.version),
+            (Origin::Known { .. }, None) => Local::Serve(file),
             (Origin::Known { confirmed, .. }, Some(age)) if confirmed.elapsed().is_ok_and(|e| e < age) => {
-                Local::Serve(file.version)
+                Local::Serve(file)
             }
             _ => Local::Ask(file),
         }
@@ -80,14 +86,16 @@ impl Coherence {
     /// The remote's, when there is no local file.
     pub fn settle(&self, local: Local, remote: Result<ObjectVersion>) -> Result<Served> {
         match (local, remote) {
-            (Local::Serve(version), _) => Ok(Served::Local(version)),
+            (Local::Serve(file), _) => Ok(file.into()),
             (Local::Nothing, remote) => remote.map(Served::Remote),
             // Unreachable, refused or gone there: it is here, and nobody says that it's wrong.
             (Local::Ask(file), Err(error)) => {
                 log::debug!("{}: the local file is served unasked: {error}", file.version.key);
-                Ok(Served::Local(file.version))
+                Ok(file.into())
             }
-            (Local::Ask(file), Ok(remote)) if self.agree(&file, &remote) => Ok(Served::Local(remote)),
+            (Local::Ask(file), Ok(remote)) if self.agree(&file, &remote) => {
+                Ok(Served::Local(remote, file.id))
+            }
             (Local::Ask(_), Ok(remote)) => Ok(Served::Remote(remote)),
         }
     }

@@ -117,3 +117,13 @@ pub fn causes<'a>(
         e.source()
     })
 }
+
+/// `error` and what caused it in one line, outermost first.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    one_line(&causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": "))
+}
+
+/// `text` without line breaks.
+pub fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

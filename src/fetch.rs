@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::cache::CacheDir;
+use crate::cache::{CacheDir, FileId};
 use crate::download::{Download, Reader};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::store::ObjectStore;
@@ -61,17 +61,17 @@ impl Fetcher {
         })
     }
 
-    /// The complete local file that holds `version`.
-    pub fn open_local(&self, version: &ObjectVersion) -> Option<Arc<File>> {
-        self.cache.as_ref().and_then(|cache| cache.open_version(version)).map(Arc::new)
+    /// The local file that a lookup of `key` found, unless it was changed or replaced since.
+    pub fn open_local(&self, key: &Key, id: FileId) -> Option<Arc<File>> {
+        self.cache.as_ref().and_then(|cache| cache.reopen(key, id)).map(Arc::new)
     }
 
     /// Opens `version`, which a remote vouches for, without waiting for the network.
     pub fn open(self: &Arc<Fetcher>, version: &ObjectVersion) -> Source {
         loop {
             let ended = self.ended.load(Ordering::Acquire);
-            if let Some(file) = self.open_local(version) {
-                return Source::Local(file);
+            if let Some(file) = self.cache.as_ref().and_then(|cache| cache.open_version(version)) {
+                return Source::Local(Arc::new(file));
             }
             if let Some(reader) = self.join_or_lead(version, ended) {
                 return Source::Download(Arc::new(reader));

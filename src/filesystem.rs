@@ -199,7 +199,7 @@ impl Filesystem {
         let served = self.file_node(number)?;
         let source = match &served {
             _ if self.nodes.is_outdated(number) => None,
-            Served::Local(version) => self.fetcher.open_local(version).map(Source::Local),
+            Served::Local(version, file) => self.fetcher.open_local(&version.key, *file).map(Source::Local),
             Served::Remote(version) => Some(self.fetcher.open(version)),
         };
         let version = served.version().clone();
@@ -211,7 +211,7 @@ impl Filesystem {
             ));
         };
         let backing = match (&served, &source) {
-            (Served::Local(_), Source::Local(file)) => Some(file.clone()),
+            (Served::Local(..), Source::Local(file)) => Some(file.clone()),
             _ => None,
         };
         Ok(Opened { handle: self.files.add(OpenFile::new(version, source)), backing })

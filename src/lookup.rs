@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::answer::Answer;
-use crate::coherence::{Coherence, Local, Served};
+use crate::coherence::{Coherence, Local};
 use crate::error::{Error, Kind, Result};
 use crate::listing::{Entry, Listings};
 use crate::object::{Key, ObjectVersion};
@@ -61,7 +61,7 @@ impl Lookup {
     pub fn find(&self, key: &Key) -> Answer<Entry> {
         match (self.known(key), self.coherence.local(key)) {
             (Some(Found::Dir), _) => Answer::Now(Ok(Entry::Dir(key.name().into()))),
-            (_, Local::Serve(version)) => Answer::Now(Ok(Entry::File(Served::Local(version)))),
+            (_, Local::Serve(file)) => Answer::Now(Ok(Entry::File(file.into()))),
             (Some(found), local) => Answer::Now(settle(&self.coherence, key, local, Ok(found))),
             (None, local) => self.ask(key, local),
         }

@@ -18,7 +18,7 @@ use crate::config::{Config, KernelFlag};
 use crate::error::{Error, Kind, Result};
 use crate::filesystem::Filesystem;
 use crate::fuse::Fuse;
-use crate::mountpoint::{self, OwnMount};
+use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::store::{self, ObjectStore};
 
@@ -38,7 +38,8 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let store = store::open(&config.remote, &config.s3)?;
     // First the cache directory: the mountpoint may lie in it.
     let cache = open_cache(config);
-    let path = mountpoint::prepare(&config.mountpoint)?;
+    let mountpoint = Mountpoint::prepare(&config.mountpoint)?;
+    let path = mountpoint.path().to_owned();
     let cache = cache.map(Arc::new);
     let runtime = runtime()?;
     let probe = runtime.spawn(probe(store.clone()));
@@ -62,6 +63,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         probe_passthrough(&session, cache, &passthrough);
     }
     let mount = OwnMount::made_on(&path)?;
+    drop(mountpoint);
     let ended = serve(session)?;
     if let Err(e) = std::fs::metadata(&path) {
         let _ = mount.unmount();

@@ -1,13 +1,13 @@
 //! The directory to mount on: what is there now, making it fit, and taking a mount off it.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
+use std::path::{Display, Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
@@ -20,14 +20,48 @@ pub const FS_TYPE: &str = "fuse.aztec-cache";
 
 /// A living mount answers within this, unless its daemon hangs.
 const ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long another process may take to mount on the same directory.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes `path` fit to mount on: created when missing, a dead mount taken off. Returns its real path.
-///
-/// # Errors
-/// Something is mounted there already; it is not an empty directory; it can't be made.
-pub fn prepare(path: &Path) -> Result<PathBuf> {
-    let name = path.display();
-    let path = &real_path(path);
+/// A directory that is fit to mount on. Nobody else gets one on the same path until it is dropped.
+#[derive(Debug)]
+pub struct Mountpoint {
+    path: PathBuf,
+    _lock: fs::File,
+}
+
+impl Mountpoint {
+    /// Makes `path` fit to mount on: created when missing, a dead mount taken off.
+    ///
+    /// # Errors
+    /// Something is mounted there already; it is not an empty directory; it can't be made.
+    pub fn prepare(path: &Path) -> Result<Mountpoint> {
+        let name = path.display();
+        let error = |why: String| Error::new(Kind::Mount, format!("{name}: {why}"));
+        let path = real_path(path);
+        free(&path, &name)?;
+        make_dir(&path).map_err(error)?;
+        let lock = fs::File::open(&path).map_err(|e| error(format!("{e}; name a directory of yours")))?;
+        if !wait_for_lock(&lock) {
+            return Err(error("another 'aztec-cache mount' is at work there; try again".to_owned()));
+        }
+        // Whoever had the lock may have mounted.
+        free(&path, &name)?;
+        let entries = fs::read_dir(&path).map_err(|e| error(format!("{e}; name a directory of yours")));
+        if entries?.next().is_some() {
+            return Err(error("not empty; move its files away or name an empty directory".to_owned()));
+        }
+        Ok(Mountpoint { path, _lock: lock })
+    }
+
+    /// Its real path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Takes dead mounts off `path`, which its user calls `name`; a living one is an error.
+fn free(path: &Path, name: &Display<'_>) -> Result<()> {
     while let Some(Mounted { fs_type, .. }) = mounted(path)? {
         if !fs_type.starts_with("fuse") {
             break;
@@ -46,30 +80,33 @@ pub fn prepare(path: &Path) -> Result<PathBuf> {
         log::info!("{name}: taking off a dead mount");
         detach(path)?;
     }
+    Ok(())
+}
+
+/// Makes the directory `path` when it is missing; what is wrong with it otherwise.
+fn make_dir(path: &Path) -> Result<(), String> {
+    const REMEDY: &str = "name a directory that you may write";
     match fs::symlink_metadata(path) {
-        Ok(meta) if !meta.is_dir() => {
-            return Err(Error::new(Kind::Mount, format!("{name}: not a directory; name one to mount on")));
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err("not a directory; name one to mount on".to_owned()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(path).map_err(|e| format!("can't create it: {e}; {REMEDY}"))
         }
-        Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path).map_err(|e| {
-            Error::new(
-                Kind::Mount,
-                format!("{name}: can't create it: {e}; name a directory that you may write"),
-            )
-        })?,
-        Err(e) => {
-            return Err(Error::new(Kind::Mount, format!("{name}: {e}; name a directory that you may write")));
+        Err(e) => Err(format!("{e}; {REMEDY}")),
+    }
+}
+
+/// Locks `dir` against other processes that want to mount there; false when one of them takes too long.
+fn wait_for_lock(dir: &fs::File) -> bool {
+    let start = Instant::now();
+    while let Err(TryLockError::WouldBlock) = dir.try_lock() {
+        if start.elapsed() > LOCK_TIMEOUT {
+            return false;
         }
+        std::thread::sleep(Duration::from_millis(10));
     }
-    let mut entries = fs::read_dir(path)
-        .map_err(|e| Error::new(Kind::Mount, format!("{name}: {e}; name a directory of yours")))?;
-    if entries.next().is_some() {
-        return Err(Error::new(
-            Kind::Mount,
-            format!("{name}: not empty; move its files away or name an empty directory"),
-        ));
-    }
-    Ok(path.clone())
+    // A file system that knows no locks, as some on the network: then without.
+    true
 }
 
 /// Unmounts what of ours is mounted on `path`, lazily when it is in use. Nothing there is fine, and another file system
@@ -209,8 +246,8 @@ fn last_at(table: &[u8], path: &Path) -> Option<Mounted> {
         let fs_type = text(fields.skip_while(|field| *field != b"-").nth(1)?);
         Some((point, Mounted { device, fs_type }))
     };
-    let mounts = table.split(|b| *b == b'\n').filter_map(mount);
-    mounts.filter(|(point, _)| point == path).last().map(|(_, mounted)| mounted)
+    let mut mounts = table.split(|b| *b == b'\n').filter_map(mount);
+    mounts.rfind(|(point, _)| point == path).map(|(_, mounted)| mounted)
 }
 
 /// Undoes the table's `\040` for spaces and the like.

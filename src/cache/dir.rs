@@ -47,6 +47,21 @@ pub struct CachedFile {
     pub origin: Origin,
     /// The checksum recorded with it.
     pub checksum: Option<String>,
+    /// Which file it is.
+    pub id: FileId,
+}
+
+/// A file in one state: a file that replaced it has another one, and so has the file itself once it was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    inode: u64,
+    mtime_ns: i64,
+}
+
+impl FileId {
+    fn of(stat: &FileStat) -> FileId {
+        FileId { inode: stat.st_ino, mtime_ns: mtime_ns(stat) }
+    }
 }
 
 /// How a file came into the cache directory.
@@ -158,23 +173,28 @@ impl CacheDir {
         self.examine(key, &fstat(&fd).ok()?)
     }
 
-    /// Opens the file that holds `version`: the one we know it by, or one of the right size that someone else put
-    /// there. Notes the use.
+    /// Opens the file under `key`'s name if it is still the one that was found with this `id`. Notes the use.
+    pub fn reopen(&self, key: &Key, id: FileId) -> Option<File> {
+        self.open_if(key, |stat| is_file(stat) && FileId::of(stat) == id)
+    }
+
+    /// Opens the file that is known to hold `version`. Notes the use.
     pub fn open_version(&self, version: &ObjectVersion) -> Option<File> {
+        self.open_if(&version.key, |stat| {
+            let found = self.examine(&version.key, stat);
+            found.is_some_and(|found| found.version.etag == version.etag)
+        })
+    }
+
+    fn open_if(&self, key: &Key, is_it: impl FnOnce(&FileStat) -> bool) -> Option<File> {
         // O_NONBLOCK: a fifo under an artifact's name must not block us.
-        let file = File::from(self.open_at(&version.key, OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?);
-        let found = self.examine(&version.key, &fstat(&file).ok()?)?;
-        let is_it = match found.origin {
-            Origin::Known { .. } => found.version.etag == version.etag,
-            Origin::Adopted if version.etag.is_local() => found.version.etag == version.etag,
-            Origin::Adopted => found.version.size == version.size,
-        };
-        if !is_it {
+        let file = File::from(self.open_at(key, OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?);
+        if !is_it(&fstat(&file).ok()?) {
             return None;
         }
         // Recency is the file's own atime, so that every process and a restart agree on it.
         if let Err(e) = futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_OMIT) {
-            log::debug!("{}: can't note its use: {e}", version.key);
+            log::debug!("{key}: can't note its use: {e}");
         }
         Some(file)
     }
@@ -320,12 +340,12 @@ impl CacheDir {
                 modified: meta.modified(),
             };
             let origin = Origin::Known { source: meta.source, confirmed };
-            return Some(CachedFile { version, origin, checksum: meta.checksum });
+            return Some(CachedFile { version, origin, checksum: meta.checksum, id: FileId::of(stat) });
         }
         let etag = ETag::of_local_file(stat.st_ino, size, mtime_ns.into());
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(mtime_ns.try_into().unwrap_or(0));
         let version = ObjectVersion { key: key.clone(), etag, size, modified };
-        Some(CachedFile { version, origin: Origin::Adopted, checksum: None })
+        Some(CachedFile { version, origin: Origin::Adopted, checksum: None, id: FileId::of(stat) })
     }
 }
 

@@ -7,5 +7,5 @@ mod meta;
 mod partial;
 mod space;
 
-pub use dir::{CacheDir, CachedFile, LocalNames, Origin};
+pub use dir::{CacheDir, CachedFile, FileId, LocalNames, Origin};
 pub use partial::Partial;

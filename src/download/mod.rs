@@ -240,7 +240,9 @@ impl Download {
         });
         let key = &self.object.key;
         match written.await {
-            Ok(written) => written.map_err(|e| Error::local(format!("{key}: can't write its local file"), &e)),
+            Ok(written) => {
+                written.map_err(|e| Error::local(format!("{key}: can't write its local file"), &e))
+            }
             // The daemon ends, most likely: nothing to tell anyone about the disk.
             Err(e) => Err(Error::new(Kind::Internal, format!("{key}: a disk task failed: {e}"))),
         }

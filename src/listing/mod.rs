@@ -178,8 +178,7 @@ impl Load {
         blocking(move || {
             listing.add(files.iter().filter_map(|name| {
                 match inner.coherence.local(&Key::in_dir(&dir, name).ok()?) {
-                    Local::Serve(version) => Some(Entry::File(Served::Local(version))),
-                    Local::Ask(file) => Some(Entry::File(Served::Local(file.version))),
+                    Local::Serve(file) | Local::Ask(file) => Some(Entry::File(file.into())),
                     Local::Nothing => None,
                 }
             }));
@@ -206,7 +205,7 @@ impl Inner {
             let local = if files.remove(&object.name) { self.coherence.local(&key) } else { Local::Nothing };
             let ListedObject { etag, size, modified, .. } = object;
             entries.push(Entry::File(match local {
-                Local::Serve(version) => Served::Local(version),
+                Local::Serve(file) => file.into(),
                 _ => Served::Remote(ObjectVersion { key, etag, size, modified }),
             }));
         }

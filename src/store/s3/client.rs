@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::imds;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
 use aws_config::meta::region::RegionProviderChain;
-use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
 use aws_config::provider_config::ProviderConfig;
-use aws_credential_types::provider::ProvideCredentials;
 use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
@@ -21,6 +24,7 @@ use aws_sdk_s3::config::{
 use aws_smithy_runtime_api::client::http::{SharedHttpConnector, http_client_fn};
 
 use crate::config::S3Options;
+use crate::error::chain;
 use crate::store::s3::connector::Connector;
 
 /// One attempt, up to the answer's headers.
@@ -100,12 +104,13 @@ async fn region(options: &S3Options) -> Region {
         .unwrap_or(Region::new("us-east-2"))
 }
 
-/// The SDK's chain of credential sources; None when none of them has any.
+/// The credentials in force; None when there are none anywhere. Those of a profile that was asked for go before the
+/// environment's, as with the AWS CLI, and it is an error if it has none.
 async fn credentials(
     options: &S3Options,
     http: SharedHttpClient,
     region: Region,
-) -> Option<DefaultCredentialsChain> {
+) -> Option<SharedCredentialsProvider> {
     let provider_config = ProviderConfig::default().with_http_client(http).with_region(Some(region.clone()));
     let imds = imds::Client::builder()
         .configure(&provider_config)
@@ -114,24 +119,37 @@ async fn credentials(
         .operation_attempt_timeout(IMDS_TIMEOUT)
         .max_attempts(1)
         .build();
-    let mut chain =
-        DefaultCredentialsChain::builder().configure(provider_config).region(region).imds_client(imds);
-    if let Some(profile) = &options.profile {
-        chain = chain.profile_name(profile);
-    }
-    let chain = chain.build().await;
-    match chain.provide_credentials().await {
-        Err(CredentialsError::CredentialsNotLoaded(_)) => {
+    let provider = match &options.profile {
+        Some(name) => SharedCredentialsProvider::new(of_profile(name, &provider_config, imds)),
+        None => {
+            let chain = DefaultCredentialsChain::builder().configure(provider_config).region(region);
+            SharedCredentialsProvider::new(chain.imds_client(imds).build().await)
+        }
+    };
+    match provider.provide_credentials().await {
+        Err(CredentialsError::CredentialsNotLoaded(_)) if options.profile.is_none() => {
             log::info!("no AWS credentials found: requests are not signed");
-            None
+            return None;
         }
         Err(e) => {
+            let name = options.profile.as_ref().map(|name| format!(" from the profile '{name}'"));
             log::warn!(
-                "AWS credentials can't be loaded: {}; check --profile and the AWS variables",
-                aws_sdk_s3::error::DisplayErrorContext(&e)
+                "AWS credentials can't be loaded{}: {}; check --profile and the AWS variables",
+                name.unwrap_or_default(),
+                chain(&e)
             );
-            Some(chain)
         }
-        Ok(_) => Some(chain),
+        Ok(_) => {}
     }
+    Some(provider)
+}
+
+/// The profile `name`, or for one that says nothing of credentials, what the machine has.
+fn of_profile(name: &str, config: &ProviderConfig, imds: imds::Client) -> CredentialsProviderChain {
+    let profile = ProfileFileCredentialsProvider::builder().configure(config).profile_name(name).build();
+    let container = EcsCredentialsProvider::builder().configure(config).build();
+    let machine = ImdsCredentialsProvider::builder().configure(config).imds_client(imds).build();
+    CredentialsProviderChain::first_try("Profile", profile)
+        .or_else("EcsContainer", container)
+        .or_else("Ec2InstanceMetadata", machine)
 }

@@ -4,9 +4,9 @@ use std::error::Error as StdError;
 
 use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::config::http::HttpResponse;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
-use crate::error::{Error, Kind, causes};
+use crate::error::{Error, Kind, causes, chain, one_line};
 
 /// A failed request, with S3's own error code when it sent one (a HEAD's answer has no body to hold it).
 pub struct Failure {
@@ -34,6 +34,10 @@ impl Failure {
 
     /// Whether this refusal of a listing is about the right to list alone, not about the credentials.
     pub fn is_list_denial(&self) -> bool {
+        // Without an answer it was the credentials' own source that failed.
+        if self.status.is_none() {
+            return false;
+        }
         let code = self.code.as_deref().unwrap_or("AccessDenied");
         match self.error.kind() {
             Kind::AccessDenied => matches!(code, "AccessDenied" | "AllAccessDisabled" | "Forbidden"),
@@ -88,9 +92,9 @@ fn unanswered<E>(error: &SdkError<E, HttpResponse>) -> (Kind, String)
 where
     E: StdError + 'static,
 {
-    let cause = DisplayErrorContext(error).to_string();
+    let cause = chain(error);
     if let Some(cause) = causes(error).find_map(|e| e.downcast_ref::<CredentialsError>()) {
-        let cause = DisplayErrorContext(cause).to_string();
+        let cause = chain(cause);
         return (
             Kind::AccessDenied,
             format!("no usable credentials ({cause}); check --profile and the AWS variables"),
@@ -112,8 +116,4 @@ where
     } else {
         (Kind::Unreachable, format!("can't reach the remote ({cause}); check the network and --endpoint-url"))
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -20,7 +20,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::OnceCell;
 
 use crate::config::S3Options;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, chain};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::store::{Body, ListedObject, ObjectStore, Page};
 use failure::Failure;
@@ -255,11 +255,14 @@ fn body(stream: ByteStream, skip: u64, length: u64, what: String) -> Body {
     Body::new(stream::try_unfold((stream, skip, length), move |(mut stream, mut skip, left)| {
         let what = what.clone();
         async move {
-            while left > 0 {
+            if left == 0 {
+                return Ok(None);
+            }
+            loop {
                 let chunk = match stream.next().await {
                     None => return Ok(None),
                     Some(Err(e)) => {
-                        let cause = aws_sdk_s3::error::DisplayErrorContext(&e);
+                        let cause = chain(&e);
                         return Err(Error::new(
                             Kind::Unreachable,
                             format!("{what}: the connection broke: {cause}"),
@@ -275,7 +278,6 @@ fn body(stream: ByteStream, skip: u64, length: u64, what: String) -> Body {
                     return Ok(Some((chunk, (stream, skip, left))));
                 }
             }
-            Ok(None)
         }
     }))
 }
