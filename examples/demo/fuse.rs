@@ -8,6 +8,7 @@ use crate::Failure;
 /// # Errors
 /// No FUSE here, with the remedy.
 pub fn check() -> Result<(), Failure> {
+    let is_root = nix::unistd::geteuid().is_root();
     let remedy = |text: &str| Err(Failure::Broken(text.to_owned()));
     if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
         return match error.raw_os_error() {
@@ -20,7 +21,7 @@ pub fn check() -> Result<(), Failure> {
             _ => Err(Failure::new("/dev/fuse", &error, "give the container --device /dev/fuse")),
         };
     }
-    if !nix::unistd::geteuid().is_root() && !is_in_path("fusermount3") {
+    if !is_root && !is_in_path("fusermount3") {
         return remedy(
             "fusermount3 is not in PATH, which an ordinary user needs to mount; apt-get install fuse3",
         );

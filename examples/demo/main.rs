@@ -78,7 +78,7 @@ fn demo(keep: bool) -> ExitCode {
     match play(keep) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Interrupted(signal)) => {
-            eprintln!("demo: interrupted; unmounted, everything removed");
+            eprintln!("demo: interrupted");
             ExitCode::from(128 + u8::try_from(signal).unwrap_or(0))
         }
         Err(Failure::Broken(what)) => {
@@ -88,11 +88,19 @@ fn demo(keep: bool) -> ExitCode {
     }
 }
 
-/// The stage is struck when this returns, however the story ended.
+/// Tells the story and strikes the stage, however the story ended.
 fn play(keep: bool) -> Result<(), Failure> {
     fuse::check()?;
     let interrupts = Interrupts::catch()?;
     let stage = Stage::set_up(&interrupts)?;
-    story::tell(&stage)?;
-    if keep { story::keep(&stage, &interrupts) } else { Ok(()) }
+    let mut told = story::tell(&stage);
+    if keep && told.is_ok() {
+        told = story::keep(&stage, &interrupts);
+    }
+    match (told, stage.strike()) {
+        (Err(Failure::Broken(what)), Err(Failure::Broken(left))) => {
+            Err(Failure::Broken(format!("{what}\ndemo: {left}")))
+        }
+        (told, struck) => struck.and(told),
+    }
 }

@@ -54,15 +54,26 @@ impl Shell {
         self.print(BOLD, format_args!("$ export {name}={shown}"))
     }
 
+    /// Anything else.
+    pub fn say(&self, text: impl Display) -> Result<(), Failure> {
+        self.print("", text)
+    }
+
     /// What the next commands are about.
     pub fn remark(&self, text: impl Display) -> Result<(), Failure> {
-        self.print("", "")?;
+        self.say("")?;
         self.print(CYAN, format_args!("# {text}"))
     }
 
     /// What the last command cost.
     pub fn measure(&self, text: impl Display) -> Result<(), Failure> {
         self.print(GREEN, format_args!("  {text}"))
+    }
+
+    /// # Errors
+    /// A signal has been caught.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.interrupts.check()
     }
 
     /// Shows and runs a command; returns how long it took.
@@ -83,12 +94,12 @@ impl Shell {
         command: &str,
         run: impl FnOnce(&mut Command) -> std::io::Result<std::process::ExitStatus>,
     ) -> Result<Duration, Failure> {
-        self.interrupts.check()?;
+        self.check()?;
         self.print(BOLD, format_args!("$ {command}"))?;
         let start = Instant::now();
         let status = run(&mut self.sh(command)).map_err(|e| Failure::new("sh", &e, "check PATH"))?;
         let took = start.elapsed();
-        self.interrupts.check()?;
+        self.check()?;
         if status.success() {
             return Ok(took);
         }

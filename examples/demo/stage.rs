@@ -23,16 +23,16 @@ use crate::shell::Shell;
 pub const PROGRAM: &str = "aztec-cache";
 
 /// How far away the server seems to be.
-pub const LATENCY: Duration = Duration::from_millis(20);
+pub const LATENCY: Duration = Duration::from_millis(40);
 /// Bytes per second on each connection to it.
-pub const RATE: u64 = 20_000_000;
+pub const RATE: u64 = 5_000_000;
 
 /// How long a daemon may take to end once it is unmounted; one whose mount is still in use is told to end, and then
 /// lets its readers finish for 5 s.
 const UNMOUNTED: Duration = Duration::from_secs(2);
 const TOLD: Duration = Duration::from_secs(10);
 
-/// Everything that has to be cleaned up; its drop does so.
+/// Everything that has to be cleaned up.
 pub struct Stage {
     /// The bucket's server.
     pub server: S3Server,
@@ -40,7 +40,7 @@ pub struct Stage {
     pub names: Vec<String>,
     /// Where the commands run.
     pub shell: Shell,
-    /// Removed by [`Stage::drop`] alone.
+    /// None once everything is cleared away.
     home: Option<TempDir>,
 }
 
@@ -65,6 +65,27 @@ impl Stage {
         shell.set("AWS_EC2_METADATA_DISABLED", "true");
         shell.set("AZTEC_CACHE_MIN_FREE", "100MB");
         Ok(Stage { server, names, shell, home: Some(home) })
+    }
+
+    /// Unmounts and removes everything.
+    pub fn strike(mut self) -> Result<(), Failure> {
+        self.clear()?;
+        // Whoever closed stdout doesn't want to know.
+        let _ = self.shell.remark("Unmounted, and everything removed.");
+        Ok(())
+    }
+
+    fn clear(&mut self) -> Result<(), Failure> {
+        let Some(home) = self.home.take() else { return Ok(()) };
+        let unmount = self.shell.sh("aztec-cache unmount").stdout(Stdio::null()).status();
+        end_children();
+        let path = home.path().display().to_string();
+        if !unmount.is_ok_and(|status| status.success()) {
+            let _ = home.keep();
+            let remedy = format!("run 'umount -l {path}/.aztec-cache/remote' as root and remove {path}");
+            return Err(Failure::Broken(format!("can't unmount; {remedy}")));
+        }
+        home.close().map_err(|e| Failure::new(path, &e, "remove it yourself"))
     }
 
     /// What is `~` in the story.
@@ -111,22 +132,8 @@ fn fill(server: &S3Server) -> Vec<String> {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        let Some(home) = self.home.take() else { return };
-        let unmount = self.shell.sh("aztec-cache unmount").stdout(Stdio::null()).status();
-        let unmounted = unmount.is_ok_and(|status| status.success());
-        end_children();
-        if !unmounted {
-            let home = home.keep();
-            eprintln!(
-                "demo: still mounted: run 'umount -l {0}/.aztec-cache/remote' as root, and then remove {0}",
-                home.display()
-            );
-            return;
-        }
-        let path = home.path().to_owned();
-        if let Err(e) = home.close() {
-            eprintln!("demo: {}: {e}; remove it yourself", path.display());
-        }
+        // Only after a panic is there anything left to do.
+        let _ = self.clear();
     }
 }
 
