@@ -2,16 +2,18 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aztec_cache_test_support::s3::S3Server;
-use aztec_cache_test_support::user::User;
+use aztec_cache_test_support::user::{User, ordinary_user};
 use tempfile::TempDir;
 
 /// The binary under test.
@@ -48,6 +50,26 @@ macro_rules! needs_fuse {
     };
 }
 pub(crate) use needs_fuse;
+
+/// Whether the tester is root; says aloud what is skipped when not.
+pub fn is_root(for_what: &str) -> bool {
+    // SAFETY: geteuid takes nothing, changes nothing and can't fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        eprintln!("SKIPPED: only root can test {for_what}");
+    }
+    root
+}
+
+/// Leaves the test when the tester isn't root.
+macro_rules! needs_root {
+    ($for_what:literal) => {
+        if !crate::common::is_root($for_what) {
+            return;
+        }
+    };
+}
+pub(crate) use needs_root;
 
 /// A home directory with a mountpoint and a cache directory in it, and the settings of the mounts made there.
 pub struct Place {
@@ -117,6 +139,24 @@ impl Place {
         self
     }
 
+    /// Makes the mounts an ordinary user's from now on, who may use `/dev/fuse`; the tester's, if that is one.
+    pub fn of_ordinary_user(&mut self) -> &mut Place {
+        let Some(user) = ordinary_user() else { return self };
+        // As udev has it; containers and small machines may not.
+        fs::set_permissions("/dev/fuse", fs::Permissions::from_mode(0o666)).expect("chmod as root");
+        self.owned_by(user)
+    }
+
+    /// `program`, run by whom the mounts are made by, in the place.
+    pub fn program(&self, program: &str) -> Command {
+        let mut command = match &self.user {
+            Some(user) => user.command(program),
+            None => Command::new(program),
+        };
+        command.stdin(Stdio::null()).current_dir(self.dir.path());
+        command
+    }
+
     /// The binary with this place's environment and nothing of the tester's own.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = match &self.user {
@@ -181,7 +221,8 @@ pub struct Mount {
 }
 
 impl Mount {
-    fn start(mut command: Command, path: PathBuf) -> Result<Mount, String> {
+    /// Runs a `mount --foreground` on `path`; what it said when it ended instead of getting ready.
+    pub fn start(mut command: Command, path: PathBuf) -> Result<Mount, String> {
         let mut child =
             command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
@@ -276,6 +317,135 @@ impl Drop for Mount {
     }
 }
 
+/// Checks that a command refused as the contract has it: with exit code `code`, nothing on stdout, and one line on
+/// stderr that names each of `parts`.
+#[track_caller]
+pub fn assert_refused(output: &Output, code: i32, parts: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(said.starts_with("aztec-cache: ") && said.ends_with('\n') && said.lines().count() == 1, "{said}");
+    for part in parts {
+        assert!(said.contains(part), "{part:?} is missing: {said}");
+    }
+}
+
+/// Source and type of the file system mounted last on `path`, as `/proc/mounts` has them.
+pub fn mounted(path: &Path) -> Option<(String, String)> {
+    let table = fs::read_to_string("/proc/mounts").expect("the mount table");
+    let path = path.to_str().expect("UTF-8").replace(' ', "\\040");
+    let line = table.lines().rfind(|line| line.split(' ').nth(1) == Some(&path))?;
+    let mut fields = line.split(' ');
+    Some((fields.next()?.to_owned(), fields.nth(1)?.to_owned()))
+}
+
+/// A small file system in memory, mounted by root; unmounted on drop.
+pub struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// Mounts it on `path`, which is made, with the options of `mount -o`.
+    pub fn at(path: &Path, options: &str) -> Tmpfs {
+        fs::create_dir_all(path).expect("a directory to mount on");
+        let tmpfs = Tmpfs(path.to_owned());
+        tmpfs.run("mount", &["-t", "tmpfs", "-o", options, "tmpfs"]);
+        tmpfs
+    }
+
+    /// Allows no more writes.
+    pub fn make_read_only(&self) {
+        self.run("mount", &["-o", "remount,ro"]);
+    }
+
+    /// Leaves no room in it.
+    pub fn fill(&self) {
+        let file = fs::File::create(self.0.join("filler")).expect("a file");
+        let zeros = vec![0; 64 << 10];
+        while (&file).write_all(&zeros).is_ok() {}
+    }
+
+    fn run(&self, program: &str, args: &[&str]) {
+        let output = Command::new(program).args(args).arg(&self.0).output().expect("util-linux");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// A server on loopback that isn't S3: each connection gets the same bytes and is closed.
+pub struct RawServer {
+    addr: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl RawServer {
+    /// Sends `answer` once a request's head has come.
+    pub fn answering(answer: &'static [u8]) -> RawServer {
+        RawServer::start(answer, false)
+    }
+
+    /// Sends `answer` at once, as SSH and mail servers greet, and closes the connection when the client does.
+    pub fn greeting(answer: &'static [u8]) -> RawServer {
+        RawServer::start(answer, true)
+    }
+
+    fn start(answer: &'static [u8], greets: bool) -> RawServer {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port");
+        let addr = listener.local_addr().expect("an address");
+        let (heads, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (heard, stopped) = (heads.clone(), stop.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().take_while(|_| !stopped.load(Ordering::SeqCst)).flatten() {
+                let heard = heard.clone();
+                // Clients may go before they have the whole answer.
+                std::thread::spawn(move || drop(converse(stream, answer, greets, &heard)));
+            }
+        });
+        RawServer { addr, heads, stop }
+    }
+
+    /// `http://127.0.0.1:PORT`
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// The request heads that came so far.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().expect("no panics under this lock").clone()
+    }
+}
+
+fn converse(
+    mut stream: TcpStream,
+    answer: &[u8],
+    greets: bool,
+    heads: &Mutex<Vec<String>>,
+) -> std::io::Result<()> {
+    if greets {
+        stream.write_all(answer)?;
+    }
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let mut head = String::new();
+    while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
+        head.push_str(&line);
+        head.push('\n');
+    }
+    heads.lock().expect("no panics under this lock").push(head);
+    if greets { Ok(()) } else { stream.write_all(answer) }
+}
+
+impl Drop for RawServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        // Wakes the accept loop.
+        let _ = TcpStream::connect(self.addr);
+    }
+}
+
 /// The remote's full key of the file `name` in a mount.
 pub fn key(name: &str) -> String {
     format!("build-cache/{name}")
@@ -296,6 +466,16 @@ pub fn read_range(path: &Path, range: Range<u64>) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
     fs::File::open(path)?.read_exact_at(&mut bytes, range.start)?;
     Ok(bytes)
+}
+
+/// Fails at the first byte where `found` differs from `expected`, without printing megabytes.
+pub fn assert_same(what: &str, found: &[u8], expected: &[u8]) {
+    if found == expected {
+        return;
+    }
+    let differs = found.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "{what}: the first wrong byte");
+    assert_eq!(found.len(), expected.len(), "{what}: its length");
 }
 
 /// What `work` gives, done on a thread of its own; fails when that takes longer than `limit`.

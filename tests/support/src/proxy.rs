@@ -50,6 +50,8 @@ pub struct Counts {
     pub up: u64,
     /// Bytes from the server to clients.
     pub down: u64,
+    /// Answers begun: one for each request, on connections without pipelining.
+    pub answers: u64,
 }
 
 /// A running proxy.
@@ -174,6 +176,7 @@ struct Totals {
     open: AtomicU64,
     up: AtomicU64,
     down: AtomicU64,
+    answers: AtomicU64,
 }
 
 impl Totals {
@@ -183,6 +186,7 @@ impl Totals {
             open: self.open.load(Ordering::SeqCst),
             up: self.up.load(Ordering::SeqCst),
             down: self.down.load(Ordering::SeqCst),
+            answers: self.answers.load(Ordering::SeqCst),
         }
     }
 }

@@ -82,6 +82,7 @@ impl Down<'_> {
                 return client.shutdown().await;
             }
             if self.turn.swap(false, Ordering::SeqCst) {
+                self.shared.totals.answers.fetch_add(1, Ordering::SeqCst);
                 tokio::time::sleep(self.shared.profile().latency).await;
             }
             let bytes = &mut buffer[..len];
