@@ -1,0 +1,117 @@
+//! What all workloads share.
+
+use std::time::SystemTime;
+
+use crate::args::{Args, Link, Server};
+use crate::contenders::FileSystem;
+use crate::results::Results;
+use crate::scale::Scale;
+use crate::shell::Shell;
+use crate::stage::Stage;
+use crate::work_dir::WorkDir;
+use crate::{Result, interrupt};
+
+/// One run of the benchmark.
+pub struct Context {
+    /// How large everything is.
+    pub scale: Scale,
+    /// How often everything is done.
+    pub runs: u32,
+    /// The ways to the server.
+    pub links: Vec<Link>,
+    /// The mounts compared.
+    pub file_systems: Vec<FileSystem>,
+    /// The commands compared.
+    pub shells: Vec<Shell>,
+    /// What was measured so far.
+    pub results: Results,
+    /// What didn't work.
+    pub notes: Vec<String>,
+    /// When it all began.
+    pub began: SystemTime,
+    /// Which server is read from.
+    pub server: Server,
+    // Dropped in this order: the server's files are in the directory.
+    stage: Option<Stage>,
+    /// Where files go.
+    pub work: WorkDir,
+}
+
+impl Context {
+    /// Looks for the contenders.
+    pub fn new(args: &Args) -> Result<Context> {
+        let chosen =
+            |name: &str| args.contenders.is_empty() || args.contenders.iter().any(|chosen| chosen == name);
+        let mut file_systems = FileSystem::all();
+        file_systems.retain(|fs| chosen(fs.name));
+        let mut shells = Shell::all();
+        shells.retain(|shell| chosen(shell.name));
+        Ok(Context {
+            scale: args.scale(),
+            runs: args.runs(),
+            links: args.links(),
+            file_systems,
+            shells,
+            results: Results::default(),
+            notes: Vec::new(),
+            began: SystemTime::now(),
+            server: args.server,
+            stage: None,
+            work: WorkDir::new()?,
+        })
+    }
+
+    /// The server, started when it is first asked for.
+    pub fn stage(&mut self) -> Result<&mut Stage> {
+        if self.stage.is_none() {
+            self.stage = Some(Stage::start(self.server, self.work.path())?);
+        }
+        Ok(self.stage.as_mut().expect("just started"))
+    }
+
+    /// Ends the server, and with it what it has on disk.
+    pub fn end_stage(&mut self) {
+        self.stage = None;
+    }
+
+    /// The endpoint URL of a link to the server.
+    pub fn url(&mut self, link: Link) -> Result<String> {
+        Ok(self.stage()?.url(link))
+    }
+
+    /// Measures one contender once. That it fails is noted, and doesn't keep the others from being measured.
+    pub fn attempt(
+        &mut self,
+        name: &str,
+        what: &str,
+        measure: impl FnOnce(&mut Context) -> Result<()>,
+    ) -> Result<()> {
+        interrupt::check()?;
+        self.progress(&format!("{what}: {name}"));
+        if let Err(error) = measure(self) {
+            interrupt::check()?;
+            let note = format!("{what}, {name}: {error}");
+            eprintln!("compare: {note}");
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same in another order for each run, so that nobody always comes after the same other.
+    pub fn turn<T: Clone>(items: &[T], run: u32) -> Vec<T> {
+        let mut items = items.to_vec();
+        if !items.is_empty() {
+            let by = run as usize % items.len();
+            items.rotate_left(by);
+        }
+        items
+    }
+
+    /// Tells whoever waits how far it is.
+    pub fn progress(&self, what: &str) {
+        let since = self.began.elapsed().unwrap_or_default().as_secs();
+        eprintln!("[{since:4} s] {what}");
+    }
+}
