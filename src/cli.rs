@@ -140,6 +140,11 @@ pub struct FuseArgs {
     #[arg(long)]
     pub read_only: bool,
 
+    /// How a file shows once it is complete in the local cache: as a file, or as a symbolic link to it there, which is as
+    /// fast as the disk without any rights [env: AZTEC_CACHE_EXPOSE] [default: file]
+    #[arg(long, value_name = "file|symlink")]
+    pub expose: Option<String>,
+
     /// Let other users read the mount (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]
     pub allow_other: bool,

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use tokio::runtime::Handle;
 use crate::answer::Answer;
 use crate::cache::{CacheDir, Origin};
 use crate::coherence::{Coherence, Served};
-use crate::config::MountOptions;
+use crate::config::{Expose, MountOptions};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Fetcher, Source, State};
 use crate::handles::{Handles, OpenDir, OpenFile};
@@ -59,6 +60,9 @@ struct Common {
     mounted: SystemTime,
     /// How long a complete local file's entry may be used.
     local_ttl: Duration,
+    expose: Expose,
+    /// How long a link's target is: the cache directory's path and the key's.
+    link_base: u64,
 }
 
 /// An inode's attributes.
@@ -66,8 +70,8 @@ struct Common {
 pub struct Attributes {
     /// The inode's number.
     pub number: u64,
-    /// Whether it is a directory.
-    pub is_dir: bool,
+    /// What it is.
+    pub kind: FileKind,
     /// Its length in bytes.
     pub size: u64,
     /// When it was last written.
@@ -80,6 +84,17 @@ pub struct Attributes {
     pub gid: u32,
     /// How long they, and the entry, may be used without asking again.
     pub ttl: Duration,
+}
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A file.
+    Regular,
+    /// A symbolic link to a complete file in the local cache.
+    Symlink,
 }
 
 /// A file that was opened.
@@ -96,7 +111,9 @@ pub struct DirEntry<'a> {
     pub next: u64,
     /// Its name.
     pub name: &'a str,
-    /// What it is; None for `.` and `..`, which are not looked up.
+    /// What it is.
+    pub kind: FileKind,
+    /// What it names; None for `.` and `..`, which are not looked up.
     pub entry: Option<&'a Entry>,
 }
 
@@ -105,6 +122,7 @@ pub struct DirPage {
     path: Arc<str>,
     slice: Slice,
     offset: u64,
+    expose: Expose,
 }
 
 impl Filesystem {
@@ -113,9 +131,11 @@ impl Filesystem {
         store: Arc<dyn ObjectStore>,
         cache: Option<Arc<CacheDir>>,
         revalidate: Option<Duration>,
+        expose: Expose,
         options: &MountOptions,
         runtime: Handle,
     ) -> Filesystem {
+        let link_base = cache.as_ref().map_or(0, |cache| cache.path().as_os_str().len() as u64 + 1);
         let coherence = Coherence::new(cache.clone(), revalidate);
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), runtime.clone()));
         let lookup = Lookup::new(store.clone(), coherence, listings.clone(), runtime.clone());
@@ -134,6 +154,8 @@ impl Filesystem {
                 umask: options.umask,
                 mounted: SystemTime::now(),
                 local_ttl: revalidate.map_or(LONG_TTL, |age| age.min(LONG_TTL)),
+                expose,
+                link_base,
             },
         }
     }
@@ -217,6 +239,21 @@ impl Filesystem {
         Ok(Opened { handle: self.files.add(OpenFile::new(version, source)), backing })
     }
 
+    /// Where a symbolic link leads: the complete file in the cache directory, by its absolute path.
+    ///
+    /// # Errors
+    /// `Invalid` when it isn't a link.
+    pub fn read_link(&self, number: u64) -> Result<PathBuf> {
+        match (self.node(number)?, &self.cache) {
+            (Node::File(served), Some(cache))
+                if file_kind(&served, self.common.expose) == FileKind::Symlink =>
+            {
+                Ok(cache.path().join(served.version().key.as_str()))
+            }
+            _ => Err(Error::new(Kind::Invalid, format!("inode {number} is not a link"))),
+        }
+    }
+
     /// Up to `size` bytes of an open file from `offset` on.
     pub fn read(&self, handle: u64, offset: u64, size: u32) -> Answer<Bytes> {
         let file = match self.files.get(handle) {
@@ -272,7 +309,8 @@ impl Filesystem {
             Some(slice) => Answer::Now(slice),
             None => Answer::later(async move { listing.wait(index).await }),
         };
-        answer.map(move |slice| DirPage { path, slice, offset })
+        let expose = self.common.expose;
+        answer.map(move |slice| DirPage { path, slice, offset, expose })
     }
 
     /// Looks up an entry that [`Filesystem::read_dir`] gave, counting the lookup.
@@ -343,12 +381,21 @@ impl DirPage {
     /// The entries: `.` and `..` at offsets 0 and 1, then the listing's.
     pub fn entries(&self) -> impl Iterator<Item = DirEntry<'_>> {
         let dots = DOTS.into_iter().enumerate();
-        let dots = dots.map(|(i, name)| DirEntry { next: i as u64 + 1, name, entry: None });
+        let dots = dots.map(|(i, name)| DirEntry {
+            next: i as u64 + 1,
+            name,
+            kind: FileKind::Directory,
+            entry: None,
+        });
         let first = self.offset.max(DOTS.len() as u64);
         let listed = self.slice.entries().iter().enumerate();
         let listed = listed.map(move |(i, entry)| DirEntry {
             next: first + i as u64 + 1,
             name: entry.name(),
+            kind: match entry {
+                Entry::Dir(_) => FileKind::Directory,
+                Entry::File(served) => file_kind(served, self.expose),
+            },
             entry: Some(entry),
         });
         dots.skip(self.offset as usize).chain(listed)
@@ -366,18 +413,36 @@ fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
 }
 
+fn file_kind(served: &Served, expose: Expose) -> FileKind {
+    match (served, expose) {
+        (Served::Local(_), Expose::Symlink) => FileKind::Symlink,
+        _ => FileKind::Regular,
+    }
+}
+
 fn attributes(number: u64, node: &Node, common: Common) -> Attributes {
-    let Common { uid, gid, umask, mounted, local_ttl } = common;
-    let (is_dir, size, modified, mode, ttl) = match node {
-        Node::Dir(_) => (true, 0, mounted, 0o755, SHORT_TTL),
+    let Common { uid, gid, umask, mounted, .. } = common;
+    let (kind, size, modified, mode, ttl) = match node {
+        Node::Dir(_) => (FileKind::Directory, 0, mounted, 0o755 & !umask, SHORT_TTL),
         Node::File(served) => {
             let version = served.version();
-            // A file that no remote vouches for is gone for good when someone removes it.
-            let ttl = if served.is_local() && !version.etag.is_local() { local_ttl } else { SHORT_TTL };
-            (false, version.size, version.modified, 0o644, ttl)
+            match file_kind(served, common.expose) {
+                FileKind::Symlink => {
+                    let length = common.link_base + version.key.as_str().len() as u64;
+                    // Asked about each time: nobody tells us when a link's target is opened, or gone.
+                    (FileKind::Symlink, length, version.modified, 0o777, Duration::ZERO)
+                }
+                kind => (kind, version.size, version.modified, 0o644 & !umask, file_ttl(served, common)),
+            }
         }
     };
-    Attributes { number, is_dir, size, modified, mode: mode & !umask, uid, gid, ttl }
+    Attributes { number, kind, size, modified, mode, uid, gid, ttl }
+}
+
+/// A file that no remote vouches for is gone for good when someone removes it.
+fn file_ttl(served: &Served, common: Common) -> Duration {
+    let vouched_for = !served.version().etag.is_local();
+    if served.is_local() && vouched_for { common.local_ttl } else { SHORT_TTL }
 }
 
 fn state_name(state: State) -> &'static str {

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,8 +19,7 @@ use tokio::time::timeout;
 use crate::answer::Answer;
 use crate::errno::{errno, log_level};
 use crate::error::{Error, Kind, Result};
-use crate::filesystem::{Attributes, Filesystem, Opened};
-use crate::listing::Entry;
+use crate::filesystem::{Attributes, FileKind, Filesystem, Opened};
 use crate::passthrough::Passthrough;
 
 /// A process that looks up a name can't be killed until it has its answer.
@@ -88,7 +88,7 @@ fn shielded(operation: &str, code: impl FnOnce()) {
 }
 
 fn file_attr(attributes: &Attributes) -> FileAttr {
-    let Attributes { number, is_dir, size, modified, mode, uid, gid, .. } = *attributes;
+    let Attributes { number, kind, size, modified, mode, uid, gid, .. } = *attributes;
     FileAttr {
         ino: INodeNo(number),
         size,
@@ -97,7 +97,7 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
         mtime: modified,
         ctime: modified,
         crtime: modified,
-        kind: if is_dir { FileType::Directory } else { FileType::RegularFile },
+        kind: file_type(kind),
         perm: mode,
         // 1 for a directory: tools then don't count its subdirectories.
         nlink: 1,
@@ -110,8 +110,12 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
     }
 }
 
-fn kind(entry: Option<&Entry>) -> FileType {
-    if matches!(entry, Some(Entry::File(_))) { FileType::RegularFile } else { FileType::Directory }
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
+    }
 }
 
 impl fuser::Filesystem for Fuse {
@@ -147,6 +151,13 @@ impl fuser::Filesystem for Fuse {
         shielded("getattr", || match self.filesystem.attributes(ino.0) {
             Ok(attributes) => reply.attr(&attributes.ttl, &file_attr(&attributes)),
             Err(error) => reply.error(to_errno("getattr", &error)),
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        shielded("readlink", || match self.filesystem.read_link(ino.0) {
+            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+            Err(error) => reply.error(to_errno("readlink", &error)),
         });
     }
 
@@ -222,7 +233,7 @@ impl fuser::Filesystem for Fuse {
                 Err(errno) => reply.error(errno),
                 Ok(page) => {
                     for entry in page.entries() {
-                        if reply.add(UNKNOWN, entry.next, kind(entry.entry), entry.name) {
+                        if reply.add(UNKNOWN, entry.next, file_type(entry.kind), entry.name) {
                             break;
                         }
                     }
@@ -307,7 +318,7 @@ impl fuser::Filesystem for Fuse {
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         shielded("access", || match self.filesystem.attributes(ino.0) {
             Ok(_) if mask.contains(AccessFlags::W_OK) => reply.error(to_errno("access", &read_only())),
-            Ok(attributes) if mask.contains(AccessFlags::X_OK) && !attributes.is_dir => {
+            Ok(attributes) if mask.contains(AccessFlags::X_OK) && attributes.kind == FileKind::Regular => {
                 reply.error(Errno::EACCES)
             }
             Ok(_) => reply.ok(),

@@ -1,6 +1,7 @@
 //! Wires a file system together, mounts it, and serves it until it is unmounted or told to end.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use crate::store::{self, ObjectStore};
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
+const READAHEAD_KIB: u32 = 1024;
 /// How long open files stay readable after a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long tasks under way may take to clean up.
@@ -50,6 +52,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         store.clone(),
         cache.clone(),
         config.revalidate,
+        config.expose,
         &config.mount,
         runtime.handle().clone(),
     );
@@ -69,6 +72,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         let _ = mount.unmount();
         return Err(Error::new(Kind::Mount, format!("{}: the mount doesn't answer: {e}", path.display())));
     }
+    raise_readahead(&path);
     runtime.block_on(report_probe(probe));
     ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));
     let result = runtime.block_on(until_unmounted(&mount, ended, &mut signals));
@@ -185,6 +189,17 @@ fn serve(session: Session<Fuse>) -> Result<oneshot::Receiver<io::Result<()>>> {
     let wait = move || tell.send(guard.join().unwrap_or_else(|_| Err(io::Error::other("its thread died"))));
     std::thread::Builder::new().name("fuse".to_owned()).spawn(wait).map_err(error)?;
     Ok(ended)
+}
+
+/// Lets the kernel read further ahead than its default of 128 KiB, where we have the right to: fewer, larger requests for
+/// files that are not read past us.
+fn raise_readahead(path: &Path) {
+    let Ok(meta) = std::fs::metadata(path) else { return };
+    let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(e) = std::fs::write(&setting, READAHEAD_KIB.to_string()) {
+        log::debug!("{setting}: {e}: readahead stays as it is");
+    }
 }
 
 async fn probe(store: Arc<dyn ObjectStore>) {

@@ -24,6 +24,7 @@ pub struct ConfigFile {
     pub max_cache_size: Option<String>,
     pub min_free: Option<String>,
     pub revalidate: Option<String>,
+    pub expose: Option<String>,
     pub allow_other: Option<bool>,
     pub auto_unmount: Option<bool>,
     pub uid: Option<u32>,

@@ -38,6 +38,8 @@ pub struct Config {
     pub space: SpaceLimits,
     /// After what age a cached file is asked about again; None: never.
     pub revalidate: Option<Duration>,
+    /// How complete files show.
+    pub expose: Expose,
     /// What shapes the mount itself.
     pub mount: MountOptions,
     /// Where and how much to log.
@@ -72,6 +74,16 @@ pub struct SpaceLimits {
     pub max_cache_size: Option<u64>,
     /// What stays free on the disk.
     pub min_free: Free,
+}
+
+/// How a file shows once it is complete in the local cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expose {
+    /// As a file, read through the mount.
+    #[default]
+    File,
+    /// As a symbolic link to the file in the cache directory.
+    Symlink,
 }
 
 /// Where and how much to log.
@@ -115,6 +127,7 @@ impl Config {
                 Some((name, text)) => units::never_or_duration(&name, &text)?,
                 None => None,
             },
+            expose: expose(&args.fuse, env, &file)?,
             mount: mount_options(&args.fuse, env, &file)?,
             log: log_options(&args.log, env, &file)?,
             warnings,
@@ -280,6 +293,15 @@ fn space_limits(args: &MountArgs, env: Env, file: &ConfigFile) -> Result<SpaceLi
     })
 }
 
+fn expose(args: &FuseArgs, env: Env, file: &ConfigFile) -> Result<Expose> {
+    match setting(&args.expose, "--expose", env, "AZTEC_CACHE_EXPOSE", &file.expose) {
+        None => Ok(Expose::default()),
+        Some((_, text)) if text == "file" => Ok(Expose::File),
+        Some((_, text)) if text == "symlink" => Ok(Expose::Symlink),
+        Some((name, text)) => Err(Error::usage(format!("{name}: '{text}'; write file or symlink"))),
+    }
+}
+
 fn mount_options(args: &FuseArgs, env: Env, file: &ConfigFile) -> Result<MountOptions> {
     let read_only = match var(env, "AZTEC_CACHE_READ_ONLY")?.as_deref() {
         None | Some("0") => false,
@@ -405,6 +427,8 @@ mod tests {
             (&["--min-free", "120%"], &[], "--min-free"),
             (&["--revalidate", "soon"], &[], "--revalidate"),
             (&["--umask", "9"], &[], "--umask"),
+            (&["--expose", "hardlink"], &[], "--expose"),
+            (&[], &[("AZTEC_CACHE_EXPOSE", "yes")], "AZTEC_CACHE_EXPOSE"),
             (&["--endpoint-url", "localhost:1"], &[], "--endpoint-url"),
             (&["--ca-bundle", "/nonexistent.pem"], &[], "/nonexistent.pem"),
             (&["--log-level", "loud"], &[], "--log-level"),

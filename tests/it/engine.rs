@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aztec_cache::cache::CacheDir;
-use aztec_cache::config::{Free, MountOptions, Remote, S3Options, SpaceLimits};
+use aztec_cache::config::{Expose, Free, MountOptions, Remote, S3Options, SpaceLimits};
 use aztec_cache::error::Kind;
 use aztec_cache::filesystem::Filesystem;
 use aztec_cache::nodes::ROOT;
@@ -68,7 +68,8 @@ fn engine(with_cache: bool) -> Engine {
         .then(|| CacheDir::open(&dir.path().join("cache"), Path::new("/elsewhere"), limits).unwrap());
     let cache = cache.map(Arc::new);
     let runtime = Handle::current();
-    let filesystem = Filesystem::new(store.clone(), cache, None, &MountOptions::default(), runtime);
+    let filesystem =
+        Filesystem::new(store.clone(), cache, None, Expose::File, &MountOptions::default(), runtime);
     Engine { dir, store, filesystem: Arc::new(filesystem) }
 }
 

@@ -43,7 +43,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("passthrough", &[]),
-    ("fuse", &["answer", "errno", "error", "filesystem", "listing", "passthrough"]),
+    ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
     ("mount", &["cache", "config", "error", "filesystem", "fuse", "mountpoint", "passthrough", "store"]),
     ("commands", &["cli", "config", "daemon", "error", "logging", "mount", "mountpoint"]),
 ];

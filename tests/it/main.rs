@@ -5,6 +5,7 @@ mod cache_dir;
 mod common;
 mod daemon;
 mod engine;
+mod expose;
 mod fault_store;
 mod fetching;
 mod independent_server;
