@@ -30,6 +30,16 @@ pub enum Command {
     /// Unmount, or repair a mount whose daemon died; succeeds quietly when nothing is mounted there
     #[command(visible_alias = "umount")]
     Unmount(UnmountArgs),
+    /// Print the command that lets an ordinary user's mounts be read as fast as the disk
+    SetupPassthrough(SetupPassthroughArgs),
+}
+
+/// `aztec-cache setup-passthrough`
+#[derive(Args, Debug)]
+pub struct SetupPassthroughArgs {
+    /// Run it, through sudo unless you are root
+    #[arg(long)]
+    pub apply: bool,
 }
 
 /// `aztec-cache unmount`

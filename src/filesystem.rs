@@ -415,7 +415,7 @@ fn join(dir: &str, name: &str) -> String {
 
 fn file_kind(served: &Served, expose: Expose) -> FileKind {
     match (served, expose) {
-        (Served::Local(_), Expose::Symlink) => FileKind::Symlink,
+        (Served::Local(..), Expose::Symlink) => FileKind::Symlink,
         _ => FileKind::Regular,
     }
 }

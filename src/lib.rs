@@ -24,5 +24,6 @@ pub mod mountpoint;
 pub mod nodes;
 pub mod object;
 pub mod passthrough;
+pub mod privilege;
 pub mod single_flight;
 pub mod store;

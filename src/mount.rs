@@ -21,6 +21,7 @@ use crate::filesystem::Filesystem;
 use crate::fuse::Fuse;
 use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
+use crate::privilege;
 use crate::store::{self, ObjectStore};
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
@@ -62,12 +63,14 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let session = Session::new(fuse, &path, &session_config(config, store.url()))
         .map_err(|e| mount_error(&path, &e))?;
-    if let Some(cache) = &cache {
-        probe_passthrough(&session, cache, &passthrough);
-    }
     let mount = OwnMount::made_on(&path)?;
     drop(mountpoint);
-    let ended = serve(session)?;
+    let ended = privilege::with_right(|| {
+        if let Some(cache) = &cache {
+            probe_passthrough(&session, cache, &passthrough);
+        }
+        serve(session)
+    })?;
     if let Err(e) = std::fs::metadata(&path) {
         let _ = mount.unmount();
         return Err(Error::new(Kind::Mount, format!("{}: the mount doesn't answer: {e}", path.display())));

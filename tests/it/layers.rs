@@ -43,9 +43,23 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("passthrough", &[]),
+    ("privilege", &[]),
     ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
-    ("mount", &["cache", "config", "error", "filesystem", "fuse", "mountpoint", "passthrough", "store"]),
-    ("commands", &["cli", "config", "daemon", "error", "logging", "mount", "mountpoint"]),
+    (
+        "mount",
+        &[
+            "cache",
+            "config",
+            "error",
+            "filesystem",
+            "fuse",
+            "mountpoint",
+            "passthrough",
+            "privilege",
+            "store",
+        ],
+    ),
+    ("commands", &["cli", "config", "daemon", "error", "logging", "mount", "mountpoint", "privilege"]),
 ];
 
 #[test]
