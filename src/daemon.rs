@@ -55,13 +55,13 @@ fn become_daemon(write: OwnedFd) -> nix::Result<Ready> {
 }
 
 impl Ready {
-    /// Tells the parent that all is well, and lets go of its terminal.
+    /// Lets go of the parent's terminal and tells it that all is well.
     pub fn tell(mut self) {
-        // A parent that was killed doesn't need to know.
-        let _ = self.0.write_all(&[END, 0]);
         if let Ok(null) = File::options().write(true).open("/dev/null") {
             let _ = dup2_stderr(&null);
         }
+        // A parent that was killed doesn't need to know.
+        let _ = self.0.write_all(&[END, 0]);
     }
 }
 

@@ -79,8 +79,11 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     runtime.block_on(report_probe(probe));
     ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));
     let result = runtime.block_on(until_unmounted(&mount, ended, &mut signals));
-    // A session that failed has left it there.
-    let _ = mount.unmount();
+    if result.is_err() {
+        // A session that failed has left it there; one that ended well has not, and may not look for it again: its
+        // device number may be another mount's by now.
+        let _ = mount.unmount();
+    }
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }
@@ -268,6 +271,8 @@ async fn until_unmounted(
     signals: &mut Signals,
 ) -> Result<()> {
     tokio::select! {
+        // First, so that a mount that is gone is not looked for.
+        biased;
         result = &mut ended => return session_result(result),
         () = signals.next() => {}
     }
@@ -292,6 +297,8 @@ fn session_result(result: Result<io::Result<()>, oneshot::error::RecvError>) -> 
         |what: String| Error::new(Kind::Mount, format!("the FUSE session failed: {what}; mount again"));
     match result {
         Ok(Ok(())) => Ok(()),
+        // The unmount came while a request, such as a last file's release, was being handed over (fs/fuse/dev.c).
+        Ok(Err(e)) if e.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
         Ok(Err(e)) => Err(error(e.to_string())),
         Err(_) => Err(error("its thread died".to_owned())),
     }

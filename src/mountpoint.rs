@@ -134,7 +134,8 @@ pub fn unmount(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// This process's own mount. Another one may have its place by the time it is to be unmounted.
+/// This process's own mount, whose session has not ended. Another one may have its place by the time it is to be
+/// unmounted.
 #[derive(Clone, Debug)]
 pub struct OwnMount {
     path: PathBuf,

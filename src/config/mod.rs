@@ -421,7 +421,8 @@ mod tests {
 
     #[test]
     fn malformed_values_are_usage_errors_that_name_the_setting() {
-        let cases: &[(&[&str], &[(&str, &str)], &str)] = &[
+        type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
+        let cases: &[Case] = &[
             (&["--max-cache-size", "10Q"], &[], "--max-cache-size"),
             (&[], &[("AZTEC_CACHE_MAX_SIZE", "lots")], "AZTEC_CACHE_MAX_SIZE"),
             (&["--min-free", "120%"], &[], "--min-free"),

@@ -92,6 +92,24 @@ fn without_credentials_requests_are_unsigned_and_a_refusal_means_no_such_key() {
 }
 
 #[test]
+fn credentials_that_cannot_be_loaded_are_access_denied() {
+    needs_fuse!();
+    let server = S3Server::start();
+    let mut place = Place::of(&server);
+    fill_cache(&place, &server);
+    server.put(&key("cold.tar.gz"), "cold bytes");
+    place.unset("AWS_ACCESS_KEY_ID").unset("AWS_SECRET_ACCESS_KEY");
+    fs::create_dir(place.dir.path().join(".aws")).unwrap();
+    fs::write(place.dir.path().join(".aws/config"), "[default]\ncredential_process = false\n").unwrap();
+    let mount = place.mount();
+    assert_names(&first_warning(&mount), &["credentials can't be loaded", "check --profile"]);
+    assert!(mount.said().lines().all(|line| line.starts_with("aztec-cache: ")), "{}", mount.said());
+    assert_eq!(errno(mount.read("cold.tar.gz")), libc::EACCES);
+    assert_local_files_are_served(&mount);
+    mount.unmount();
+}
+
+#[test]
 fn half_of_the_credentials_is_none() {
     needs_fuse!();
     let server = S3Server::start();
@@ -182,10 +200,12 @@ fn a_closed_port_keeps_nothing_local_from_being_served() {
     let start = Instant::now();
     let mount = place.mount();
     assert!(start.elapsed() < READY, "ready after {:?}", start.elapsed());
+    let warning = first_warning(&mount);
     assert_names(
-        &first_warning(&mount),
-        &["s3://aztec-ci-artifacts/build-cache/", "--endpoint-url", "local cache"],
+        &warning,
+        &["s3://aztec-ci-artifacts/build-cache/", "refused", "--endpoint-url", "local cache"],
     );
+    assert!(!warning.contains("DispatchFailure"), "for people to read: {warning}");
     assert_local_files_are_served(&mount);
     assert_eq!(errno(mount.read("cold.tar.gz")), libc::EHOSTUNREACH);
     assert_eq!(mount.list("").unwrap(), ["adopted.tar.gz", "cached.tar.gz"]);

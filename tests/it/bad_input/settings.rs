@@ -13,7 +13,7 @@ fn place() -> Place {
 
 /// Checks that `mount` refuses a place made so as wrong usage, naming `parts`, with nothing mounted or made.
 #[track_caller]
-fn assert_usage_error(make: impl FnOnce(&mut Place), parts: &[&str]) {
+fn assert_usage_error(make: impl FnOnce(&mut Place) -> &mut Place, parts: &[&str]) {
     let mut place = place();
     make(&mut place);
     let (output, _guard) = place.mount_daemon(&[]);
@@ -33,14 +33,14 @@ fn a_malformed_remote() {
         ("file://relative/dir/", "write file:///DIR/"),
     ] {
         let quoted = format!("'{url}'");
-        assert_usage_error(|place| drop(place.arg("--remote").arg(url)), &["--remote: ", &quoted, part]);
+        assert_usage_error(|place| place.arg("--remote").arg(url), &["--remote: ", &quoted, part]);
         assert_usage_error(
-            |place| drop(place.env("AZTEC_CACHE_REMOTE", url)),
+            |place| place.env("AZTEC_CACHE_REMOTE", url),
             &["AZTEC_CACHE_REMOTE: ", &quoted, part],
         );
     }
     assert_usage_error(
-        |place| drop(place.arg("--remote").arg("s3://first/").arg("--remote").arg("s3://second/")),
+        |place| place.arg("--remote").arg("s3://first/").arg("--remote").arg("s3://second/"),
         &["--remote: ", "'s3://second/'", "only one"],
     );
 }
@@ -52,7 +52,7 @@ fn a_malformed_endpoint() {
         assert_usage_error(
             |place| {
                 place.args.clear();
-                place.arg("--endpoint-url").arg(url);
+                place.arg("--endpoint-url").arg(url)
             },
             &["--endpoint-url: ", &quoted, "write http://HOST:PORT"],
         );
@@ -68,11 +68,11 @@ fn a_malformed_size() {
             let quoted = format!("'{text}'");
             let parts = ["is not a size; write it like 500MB", &quoted];
             let argument = format!("{flag}={text}");
-            assert_usage_error(|place| drop(place.arg(argument)), &[&parts[..], &[flag]].concat());
-            assert_usage_error(|place| drop(place.env(variable, text)), &[&parts[..], &[variable]].concat());
+            assert_usage_error(|place| place.arg(argument), &[&parts[..], &[flag]].concat());
+            assert_usage_error(|place| place.env(variable, text), &[&parts[..], &[variable]].concat());
         }
     }
-    assert_usage_error(|place| drop(place.arg("--min-free=120%")), &["--min-free", "'120%'", "0% to 99%"]);
+    assert_usage_error(|place| place.arg("--min-free=120%"), &["--min-free", "'120%'", "0% to 99%"]);
 }
 
 #[test]
@@ -81,9 +81,9 @@ fn a_malformed_duration() {
         let quoted = format!("'{text}'");
         let parts = ["is not a duration; write never, or it like 90s", &quoted];
         let argument = format!("--revalidate={text}");
-        assert_usage_error(|place| drop(place.arg(argument)), &[&parts[..], &["--revalidate"]].concat());
+        assert_usage_error(|place| place.arg(argument), &[&parts[..], &["--revalidate"]].concat());
         assert_usage_error(
-            |place| drop(place.env("AZTEC_CACHE_REVALIDATE", text)),
+            |place| place.env("AZTEC_CACHE_REVALIDATE", text),
             &[&parts[..], &["AZTEC_CACHE_REVALIDATE"]].concat(),
         );
     }
@@ -91,13 +91,13 @@ fn a_malformed_duration() {
 
 #[test]
 fn other_malformed_values() {
-    assert_usage_error(|place| drop(place.arg("--umask=888")), &["--umask", "'888'", "022"]);
-    assert_usage_error(|place| drop(place.arg("--uid=me")), &["--uid", "'me'"]);
-    assert_usage_error(|place| drop(place.arg("-o").arg("frobnicate")), &["-o", "'frobnicate'", "--help"]);
-    assert_usage_error(|place| drop(place.arg("--log-level=loud")), &["--log-level", "'loud'", "debug"]);
-    assert_usage_error(|place| drop(place.env("AZTEC_CACHE_LOG", "loud")), &["AZTEC_CACHE_LOG", "'loud'"]);
-    assert_usage_error(|place| drop(place.env("AZTEC_CACHE_READ_ONLY", "maybe")), &["AZTEC_CACHE_READ_ONLY"]);
-    assert_usage_error(|place| drop(place.arg("--auto-unmount")), &["--auto-unmount", "--allow-other"]);
+    assert_usage_error(|place| place.arg("--umask=888"), &["--umask", "'888'", "022"]);
+    assert_usage_error(|place| place.arg("--uid=me"), &["--uid", "'me'"]);
+    assert_usage_error(|place| place.arg("-o").arg("frobnicate"), &["-o", "'frobnicate'", "--help"]);
+    assert_usage_error(|place| place.arg("--log-level=loud"), &["--log-level", "'loud'", "debug"]);
+    assert_usage_error(|place| place.env("AZTEC_CACHE_LOG", "loud"), &["AZTEC_CACHE_LOG", "'loud'"]);
+    assert_usage_error(|place| place.env("AZTEC_CACHE_READ_ONLY", "maybe"), &["AZTEC_CACHE_READ_ONLY"]);
+    assert_usage_error(|place| place.arg("--auto-unmount"), &["--auto-unmount", "--allow-other"]);
 }
 
 #[test]
@@ -110,11 +110,13 @@ fn malformed_aws_params() {
         ("--region", ["--region needs a value", "--region VALUE"]),
         ("--endpoint-url localhost", ["'localhost'", "http://HOST:PORT"]),
     ] {
-        let make = |place: &mut Place| {
-            place.args.clear();
-            place.env("S3_BUILD_CACHE_AWS_PARAMS", text);
-        };
-        assert_usage_error(make, &[&parts[..], &["S3_BUILD_CACHE_AWS_PARAMS"]].concat());
+        assert_usage_error(
+            |place| {
+                place.args.clear();
+                place.env("S3_BUILD_CACHE_AWS_PARAMS", text)
+            },
+            &[&parts[..], &["S3_BUILD_CACHE_AWS_PARAMS"]].concat(),
+        );
     }
 }
 
@@ -197,15 +199,19 @@ fn a_bad_configuration_file() {
         fs::rename(&file, default.join("config.toml")).unwrap();
         assert_refused(&place.unset("AZTEC_CACHE_CONFIG").mount_daemon(&[]).0, 2, parts);
     }
-    let missing = |place: &mut Place| drop(place.arg("--config").arg("/nonexistent/config.toml"));
-    assert_usage_error(missing, &["--config", "/nonexistent/config.toml", "name a readable file"]);
+    assert_usage_error(
+        |place| place.arg("--config").arg("/nonexistent/config.toml"),
+        &["--config", "/nonexistent/config.toml", "name a readable file"],
+    );
 }
 
 #[test]
 fn a_bad_ca_bundle() {
     needs_fuse!();
-    let missing = |place: &mut Place| drop(place.arg("--ca-bundle").arg("/nonexistent.pem"));
-    assert_usage_error(missing, &["--ca-bundle", "/nonexistent.pem", "PEM"]);
+    assert_usage_error(
+        |place| place.arg("--ca-bundle").arg("/nonexistent.pem"),
+        &["--ca-bundle", "/nonexistent.pem", "PEM"],
+    );
     let place = place();
     let garbage = "-----BEGIN CERTIFICATE-----\nbm8gY2VydGlmaWNhdGU=\n-----END CERTIFICATE-----\n";
     for (name, text) in [("empty.pem", ""), ("text.pem", "no certificate"), ("garbage.pem", garbage)] {

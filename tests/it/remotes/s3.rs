@@ -147,7 +147,9 @@ fn the_region_signed_for_is_the_flags_the_params_the_variables_the_profiles_or_t
         fs::create_dir(place.dir.path().join(".aws")).unwrap();
         fs::write(place.dir.path().join(".aws/config"), config).unwrap();
         place.args.extend(args.iter().map(Into::into));
-        env.iter().for_each(|(name, value)| drop(place.env(name, value)));
+        for (name, value) in env {
+            place.env(name, value);
+        }
         let mount = place.mount();
         assert_eq!(errno(mount.read("noir-1.tar.gz")), libc::ENOENT);
         let heads = server.heads();
