@@ -89,7 +89,7 @@ fn reads_ahead_of_the_download_are_fetched_first() {
     needs_fuse!();
     let server = S3Server::start();
     let size = 100 * MIB;
-    server.put_sparse(&key(NAME), size, 7);
+    let etag = server.put_sparse(&key(NAME), size, 7);
     let expected = |from: u64, length: u64| S3Server::sparse_byte_range(7, from..from + length);
     let place = Place::of(&server);
     let mount = place.mount();
@@ -112,6 +112,8 @@ fn reads_ahead_of_the_download_are_fetched_first() {
     place.wait_until_cached(NAME);
     assert_same("the whole", &fs::read(place.cache().join(NAME)).unwrap(), &expected(0, size));
     assert_eq!(server.counts().bytes_of(&key(NAME)), size, "some bytes were fetched twice");
+    let gets: Vec<_> = server.log().into_iter().filter(|request| request.op == Op::Get).collect();
+    assert!(gets.len() > 12 && gets.iter().all(|get| get.if_match.as_ref() == Some(&etag)), "{gets:?}");
 }
 
 #[test]
