@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "LINK")]
     pub link: Option<Link>,
 
-    /// Runs of each, interleaved; medians are shown [default: 5, with --quick 1]
+    /// Runs of each, interleaved; medians are shown [default: 3, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: Option<u32>,
 
@@ -67,7 +67,7 @@ impl Args {
 
     /// How often everything is done.
     pub fn runs(&self) -> u32 {
-        self.runs.unwrap_or(if self.quick { 1 } else { 5 })
+        self.runs.unwrap_or(if self.quick { 1 } else { 3 })
     }
 
     /// Where the results go.

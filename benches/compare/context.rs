@@ -109,6 +109,13 @@ impl Context {
         items
     }
 
+    /// The commands that take part in a run.
+    pub fn shells_of(&self, run: u32) -> Vec<Shell> {
+        let mut shells = Context::turn(&self.shells, run);
+        shells.retain(|shell| shell.takes_part(run));
+        shells
+    }
+
     /// Tells whoever waits how far it is.
     pub fn progress(&self, what: &str) {
         let since = self.began.elapsed().unwrap_or_default().as_secs();

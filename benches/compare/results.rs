@@ -39,7 +39,8 @@ impl Unit {
 pub const ROWS: &[(&str, &str, Unit)] = &[
     ("read.first", "first byte of a cold {large} file", Unit::Seconds),
     ("read.cold", "{large} read cold", Unit::Seconds),
-    ("read.warm", "{large} read warm", Unit::Seconds),
+    ("read.second", "{large} read a second time", Unit::Seconds),
+    ("read.warm", "{large} read again and again", Unit::Seconds),
     ("read.restart", "{large} read after a restart of the daemon", Unit::Seconds),
     ("read.dropped", "{large} read warm, page cache dropped", Unit::Seconds),
     ("read.cpu", "CPU of the daemon or command, {large} cold", Unit::Seconds),

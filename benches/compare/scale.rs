@@ -21,7 +21,7 @@ pub struct Scale {
     pub missing: u64,
     /// The file of `share`.
     pub shared: u64,
-    /// Opens in `opens`.
+    /// For how long files are opened in `opens`, in milliseconds.
     pub opens: u64,
     /// The very large file of `memory`.
     pub huge: u64,
@@ -32,6 +32,11 @@ pub struct Scale {
 }
 
 impl Scale {
+    /// Whether it is all about two minutes.
+    pub fn is_quick(&self) -> bool {
+        self.artifact_step > 1
+    }
+
     /// What figures come from.
     pub const FULL: Scale = Scale {
         large: 512 << 20,
@@ -43,7 +48,7 @@ impl Scale {
         names: 10_000,
         missing: 300,
         shared: 256 << 20,
-        opens: 20_000,
+        opens: 2000,
         huge: 4 << 30,
         at_once: (50, 32 << 20),
         many_names: 100_000,
@@ -60,7 +65,7 @@ impl Scale {
         names: 1000,
         missing: 30,
         shared: 16 << 20,
-        opens: 4000,
+        opens: 500,
         huge: 256 << 20,
         at_once: (50, 2 << 20),
         many_names: 10_000,

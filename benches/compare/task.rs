@@ -6,7 +6,7 @@ use std::io::{ErrorKind, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aztec_cache_test_support::user::User;
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ pub fn perform(args: &[String]) -> Result<()> {
         ["read", path] => read(Path::new(path))?,
         ["names", dir] => names(Path::new(dir))?,
         ["missing", dir, count] => missing(Path::new(dir), number(count)?)?,
-        ["opens", dir, count] => opens(Path::new(dir), number(count)?)?,
+        ["opens", dir, millis] => opens(Path::new(dir), Duration::from_millis(number(millis)?))?,
         _ => return Err(format!("no such task: {args:?}")),
     };
     println!("{found}");
@@ -122,21 +122,20 @@ pub fn missing_name(index: u64) -> String {
     format!("nobody-made-{index:016x}.tar.gz")
 }
 
-/// Opens files one after another, over and over, and reads a little of each.
-fn opens(dir: &Path, count: u64) -> Result<Value> {
+/// Opens files one after another for so long, over and over, and reads a little of each.
+fn opens(dir: &Path, time: Duration) -> Result<Value> {
     let error = |error: std::io::Error| format!("{}: {error}", dir.display());
     let entries = fs::read_dir(dir).map_err(error)?;
     let paths: std::io::Result<Vec<PathBuf>> = entries.map(|entry| Ok(entry?.path())).collect();
     let paths = paths.map_err(error)?;
     let mut buffer = [0; LITTLE];
-    let mut pass = |count: u64| -> std::io::Result<()> {
-        for path in paths.iter().cycle().take(count as usize) {
-            File::open(path)?.read_exact(&mut buffer)?;
-        }
-        Ok(())
-    };
-    pass(paths.len() as u64).map_err(error)?;
-    let start = Instant::now();
-    pass(count).map_err(error)?;
+    let mut pass = || paths.iter().try_for_each(|path| File::open(path)?.read_exact(&mut buffer));
+    // Once for what the kernel remembers of each.
+    pass().map_err(error)?;
+    let (start, mut count) = (Instant::now(), 0);
+    while start.elapsed() < time {
+        pass().map_err(error)?;
+        count += paths.len();
+    }
     Ok(json!({ "seconds": start.elapsed().as_secs_f64(), "count": count }))
 }

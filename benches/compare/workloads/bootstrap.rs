@@ -42,9 +42,8 @@ pub fn run(context: &mut Context) -> Result<()> {
         })?;
         for link in context.links.clone() {
             let what = format!("{what}, {}", link.name());
-            for shell in Context::turn(&context.shells, run) {
-                // A Python interpreter for each of 200: once is enough to know, and too much for two minutes.
-                if shell.is_curl() || (run == 0 && context.scale.artifact_step == 1) {
+            for shell in context.shells_of(run) {
+                if !(shell.is_slow_to_start() && context.scale.is_quick()) {
                     context
                         .attempt(shell.name, &what, |context| by_shell(context, shell, link, &artifacts))?;
                 }
@@ -56,6 +55,11 @@ pub fn run(context: &mut Context) -> Result<()> {
     }
     let _ = fs::remove_dir_all(&dir);
     Ok(())
+}
+
+/// What is warm takes the same time over any link: it is measured over the last, the slowest, alone.
+fn is_last(context: &Context, link: Link) -> bool {
+    Some(&link) == context.links.last()
 }
 
 fn key(artifact: &Artifact) -> String {
@@ -75,7 +79,7 @@ fn by_shell(context: &mut Context, shell: Shell, link: Link, artifacts: &[Artifa
     };
     let seconds = all(context, None, artifacts, &command)?;
     context.results.add("bootstrap.cold", Some(link), shell.name, seconds);
-    if shell.keeps {
+    if shell.keeps && is_last(context, link) {
         let seconds = all(context, None, artifacts, &command)?;
         context.results.add("bootstrap.warm", None, shell.name, seconds);
         for artifact in artifacts.iter().step_by(HALF) {
@@ -93,6 +97,9 @@ fn by_mount(context: &mut Context, fs: &FileSystem, link: Link, artifacts: &[Art
     let mounted = Mounted::new(fs, &context.work, &url, PREFIX)?;
     let seconds = through(context, user, &mounted, artifacts)?;
     context.results.add("bootstrap.cold", Some(link), fs.name, seconds);
+    if !is_last(context, link) {
+        return Ok(());
+    }
     mounted.wait_until_idle()?;
     let seconds = through(context, user, &mounted, artifacts)?;
     context.results.add("bootstrap.warm", None, fs.name, seconds);

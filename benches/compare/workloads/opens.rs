@@ -26,16 +26,16 @@ pub fn run(context: &mut Context) -> Result<()> {
         let path = local.path().join(name(index));
         fs::write(&path, &bytes).map_err(|error| format!("{}: {error}", path.display()))?;
     }
-    let count = context.scale.opens.to_string();
+    let time = context.scale.opens.to_string();
     for run in 0..context.runs {
         let what = format!("opens, run {}", run + 1);
         context.attempt(LOCAL, &what, |context| {
-            let outcome = task::run(&[&"opens", &local.path(), &count], None)?;
+            let outcome = task::run(&[&"opens", &local.path(), &time], None)?;
             context.results.add("opens.warm", None, LOCAL, outcome.count() as f64 / outcome.seconds());
             Ok(())
         })?;
         for fs in Context::turn(&context.file_systems, run) {
-            context.attempt(fs.name, &what, |context| open(context, &fs, &count))?;
+            context.attempt(fs.name, &what, |context| open(context, &fs, &time))?;
         }
     }
     Ok(())
@@ -45,14 +45,14 @@ fn name(index: u64) -> String {
     format!("vk-{index:016x}.tar.gz")
 }
 
-fn open(context: &mut Context, fs: &FileSystem, count: &str) -> Result<()> {
+fn open(context: &mut Context, fs: &FileSystem, time: &str) -> Result<()> {
     let url = context.url(Link::Raw)?;
     let mounted = Mounted::new(fs, &context.work, &url, PREFIX)?;
     for index in 0..FILES {
         mounted.read(&name(index), SIZE)?;
     }
     mounted.wait_until_idle()?;
-    let outcome = mounted.task(&[&"opens", &mounted.root(), &count])?;
+    let outcome = mounted.task(&[&"opens", &mounted.root(), &time])?;
     context.results.add("opens.warm", None, fs.name, outcome.count() as f64 / outcome.seconds());
     Ok(())
 }

@@ -17,6 +17,9 @@ use crate::{Result, task, work_dir};
 
 const PREFIX: &str = "build-cache/tar/";
 
+/// How often we and the local file take turns in each run.
+const OUR_TURNS: u32 = 3;
+
 /// A tarball and its rows.
 #[derive(Clone)]
 struct Subject {
@@ -32,10 +35,9 @@ pub fn run(context: &mut Context) -> Result<()> {
     for run in 0..context.runs {
         for subject in &subjects {
             let what = format!("tar, {}, run {}", subject.artifact.name, run + 1);
-            context.attempt(LOCAL, &what, |context| unpack_local(context, subject))?;
             for link in context.links.clone() {
                 let what = format!("{what}, {}", link.name());
-                for shell in Context::turn(&context.shells, run) {
+                for shell in context.shells_of(run) {
                     context.attempt(shell.name, &what, |context| fetch(context, shell, link, subject))?;
                 }
                 for fs in Context::turn(&context.file_systems, run) {
@@ -94,9 +96,20 @@ fn unpack(context: &mut Context, fs: &FileSystem, link: Link, subject: &Subject)
     let seconds = unpack_once(context, &mounted, fs.user.as_ref(), subject)?;
     context.results.add(subject.cold, Some(link), fs.name, seconds);
     mounted.wait_until_idle()?;
-    if Some(&link) == context.links.first() {
+    // What is warm doesn't come over the link. Ours and the local file's time differ by little: in turns, and often.
+    let turns = if Some(&link) != context.links.first() {
+        0
+    } else if fs.is_ours() {
+        OUR_TURNS
+    } else {
+        1
+    };
+    for _ in 0..turns {
         let seconds = unpack_once(context, &mounted, fs.user.as_ref(), subject)?;
         context.results.add(subject.warm, None, fs.name, seconds);
+        if fs.is_ours() {
+            unpack_local(context, subject)?;
+        }
     }
     drop(mounted);
     if fs.is_ours() {
