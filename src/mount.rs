@@ -117,11 +117,19 @@ fn check_fuse() -> Result<()> {
             ),
         )),
         Ok(_) if nix::unistd::geteuid().is_root() => Ok(()),
+        Ok(_) if !may_open_fuse() => {
+            let message = "/dev/fuse: Permission denied; let everyone open it, as udev does: 'chmod 0666 /dev/fuse' as root";
+            Err(Error::new(Kind::Mount, message))
+        }
         Ok(_) => match Command::new("fusermount3").arg("-V").output() {
             Ok(_) => Ok(()),
             Err(e) => Err(mountpoint::no_fusermount(&e)),
         },
     }
+}
+
+fn may_open_fuse() -> bool {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
 }
 
 fn session_config(config: &Config, url: &str) -> fuser::Config {
@@ -142,7 +150,7 @@ fn session_config(config: &Config, url: &str) -> fuser::Config {
     session.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     session.n_threads = Some(std::thread::available_parallelism().map_or(4, |n| n.get().clamp(4, 16)));
     // Each thread with its own descriptor; needs the right to open the device.
-    session.clone_fd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    session.clone_fd = may_open_fuse();
     session
 }
 

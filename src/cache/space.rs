@@ -48,7 +48,7 @@ impl Space {
         let wanted = reserved.saturating_add(bytes);
         if available.saturating_sub(wanted) < keep_free {
             log::info!(
-                "not kept: {bytes} bytes would leave less than --min-free {keep_free} of {available} bytes"
+                "not kept: of {available} bytes available, {wanted} would be taken, and --min-free keeps {keep_free}"
             );
             return Ok(None);
         }

@@ -113,9 +113,10 @@ impl Listing {
         self.grown.notify_waiters();
     }
 
-    /// Whether it is being loaded, or was loaded in the last `ttl` without a failure.
+    /// Whether it is being loaded, or was loaded whole in the last `ttl`. One that shows only what is local is made anew
+    /// each time: that costs no request, and what is local changes with every read.
     pub fn is_fresh(&self, ttl: Duration) -> bool {
-        self.state().end.as_ref().is_none_or(|end| end.failure.is_none() && end.at.elapsed() < ttl)
+        self.state().end.as_ref().is_none_or(|end| end.whole && end.at.elapsed() < ttl)
     }
 
     /// The entries from the `index`th on that are here; None while it isn't known whether there is one. Empty at the end.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aztec_cache_test_support::s3::{Fault, Op, S3Server};
 
-use crate::common::{Place, errno, needs_fuse};
+use crate::common::{Place, errno, needs_fuse, wait_for};
 
 const PAGE_DELAY: Duration = Duration::from_secs(2);
 
@@ -49,4 +49,18 @@ fn a_listing_that_breaks_off_is_an_error_not_a_shorter_directory() {
     assert_eq!(errno(broken), libc::EIO);
     server.set_faults([]);
     assert_eq!(mount.list("").unwrap().len(), 2500, "the next one is whole");
+}
+
+#[test]
+fn where_listing_is_not_granted_a_file_shows_as_soon_as_it_is_kept() {
+    needs_fuse!();
+    let server = S3Server::start();
+    server.put("build-cache/a.zst", "content");
+    let mut place = Place::of(&server);
+    place.arg("--no-sign-request");
+    let mount = place.mount();
+    assert!(mount.list("").unwrap().is_empty());
+    mount.read("a.zst").unwrap();
+    wait_for("publication", || place.cache().join("a.zst").exists());
+    assert_eq!(mount.list("").unwrap(), ["a.zst"]);
 }
