@@ -29,8 +29,15 @@ pub enum Local {
 /// A version of an object, and where its bytes are.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Served {
-    /// In this very local file, which is complete: the bytes of another one may differ, whatever version it is taken for.
-    Local(ObjectVersion, FileId),
+    /// In a complete local file.
+    Local {
+        /// The version it is taken for.
+        version: ObjectVersion,
+        /// The very file: the bytes of another one may differ, whatever version that is taken for.
+        file: FileId,
+        /// Whether we fetched it, so that its bytes are the remote's for sure.
+        fetched: bool,
+    },
     /// To be fetched.
     Remote(ObjectVersion),
 }
@@ -39,19 +46,25 @@ impl Served {
     /// The version.
     pub fn version(&self) -> &ObjectVersion {
         match self {
-            Served::Local(version, _) | Served::Remote(version) => version,
+            Served::Local { version, .. } | Served::Remote(version) => version,
         }
     }
 
     /// Whether its bytes are in a complete local file.
     pub fn is_local(&self) -> bool {
-        matches!(self, Served::Local(..))
+        matches!(self, Served::Local { .. })
+    }
+
+    /// Whether its bytes are those that the remote gives, or gave, for the version.
+    pub fn is_genuine(&self) -> bool {
+        !matches!(self, Served::Local { fetched: false, .. })
     }
 }
 
 impl From<CachedFile> for Served {
     fn from(file: CachedFile) -> Served {
-        Served::Local(file.version, file.id)
+        // Only what we fetched has a checksum of what we got.
+        Served::Local { version: file.version, file: file.id, fetched: file.checksum.is_some() }
     }
 }
 
@@ -94,7 +107,7 @@ impl Coherence {
                 Ok(file.into())
             }
             (Local::Ask(file), Ok(remote)) if self.agree(&file, &remote) => {
-                Ok(Served::Local(remote, file.id))
+                Ok(Served::from(CachedFile { version: remote, ..file }))
             }
             (Local::Ask(_), Ok(remote)) => Ok(Served::Remote(remote)),
         }

@@ -139,13 +139,17 @@ impl Filesystem {
         let coherence = Coherence::new(cache.clone(), revalidate);
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), runtime.clone()));
         let lookup = Lookup::new(store.clone(), coherence, listings.clone(), runtime.clone());
+        let nodes = Arc::new(Nodes::default());
+        if expose == Expose::Symlink {
+            nodes.separate_complete_files();
+        }
         Filesystem {
             fetcher: Fetcher::new(cache.clone(), store.clone(), runtime),
             cache,
             store,
             lookup: Arc::new(lookup),
             listings,
-            nodes: Arc::default(),
+            nodes,
             files: Handles::default(),
             dirs: Handles::default(),
             common: Common {
@@ -158,6 +162,12 @@ impl Filesystem {
                 link_base,
             },
         }
+    }
+
+    /// Prepares for complete files to be read by the kernel itself, which takes inode numbers of their own. To be called
+    /// before the first lookup.
+    pub fn separate_complete_files(&self) {
+        self.nodes.separate_complete_files();
     }
 
     /// Finds `name` in the directory `parent` and counts the lookup.
@@ -221,7 +231,9 @@ impl Filesystem {
         let served = self.file_node(number)?;
         let source = match &served {
             _ if self.nodes.is_outdated(number) => None,
-            Served::Local(version, file) => self.fetcher.open_local(&version.key, *file).map(Source::Local),
+            Served::Local { version, file, .. } => {
+                self.fetcher.open_local(&version.key, *file).map(Source::Local)
+            }
             Served::Remote(version) => Some(self.fetcher.open(version)),
         };
         let version = served.version().clone();
@@ -233,7 +245,7 @@ impl Filesystem {
             ));
         };
         let backing = match (&served, &source) {
-            (Served::Local(..), Source::Local(file)) => Some(file.clone()),
+            (Served::Local { .. }, Source::Local(file)) => Some(file.clone()),
             _ => None,
         };
         Ok(Opened { handle: self.files.add(OpenFile::new(version, source)), backing })
@@ -415,7 +427,7 @@ fn join(dir: &str, name: &str) -> String {
 
 fn file_kind(served: &Served, expose: Expose) -> FileKind {
     match (served, expose) {
-        (Served::Local(..), Expose::Symlink) => FileKind::Symlink,
+        (Served::Local { .. }, Expose::Symlink) => FileKind::Symlink,
         _ => FileKind::Regular,
     }
 }

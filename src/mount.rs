@@ -59,15 +59,19 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     );
     let passthrough = Arc::new(Passthrough::default());
     let backing_depth = if cache.as_ref().is_some_and(|cache| cache.is_stacked()) { 2 } else { 1 };
-    let fuse = Fuse::new(Arc::new(filesystem), passthrough.clone(), backing_depth, runtime.handle().clone());
+    let filesystem = Arc::new(filesystem);
+    let fuse = Fuse::new(filesystem.clone(), passthrough.clone(), backing_depth, runtime.handle().clone());
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let session = Session::new(fuse, &path, &session_config(config, store.url()))
         .map_err(|e| mount_error(&path, &e))?;
     let mount = OwnMount::made_on(&path)?;
     drop(mountpoint);
     let ended = privilege::with_right(|| {
-        if let Some(cache) = &cache {
-            probe_passthrough(&session, cache, &passthrough);
+        if let Some(cache) = &cache
+            && can_pass_through(&session, cache)
+        {
+            filesystem.separate_complete_files();
+            passthrough.enable();
         }
         serve(session)
     })?;
@@ -156,13 +160,13 @@ fn session_config(config: &Config, url: &str) -> fuser::Config {
 
 /// Finds out whether the kernel may read local files by itself (Linux 6.9, and the right to tell it to: CAP_SYS_ADMIN in the
 /// initial user namespace), by registering one.
-fn probe_passthrough(session: &Session<Fuse>, cache: &CacheDir, passthrough: &Passthrough) {
+fn can_pass_through(session: &Session<Fuse>, cache: &CacheDir) -> bool {
+    // The registration stays: one small file for the life of the mount.
     let registered = cache.sample().and_then(|file| BackingId::create_raw(session, file));
-    match registered {
-        // The registration stays: one small file for the life of the mount.
-        Ok(_) => passthrough.enable(),
-        Err(e) => log::info!("no passthrough ({e}): cached files are read through the kernel's page cache"),
+    if let Err(e) = &registered {
+        log::info!("no passthrough ({e}): cached files are read through the kernel's page cache");
     }
+    registered.is_ok()
 }
 
 fn kernel_flag(flag: &KernelFlag) -> MountOption {

@@ -1,6 +1,7 @@
 //! The inode table: which number names which directory or object version, for as long as the kernel knows it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::coherence::Served;
@@ -15,8 +16,7 @@ pub enum Node {
     /// A directory, by its path below the mount; `""` is the root.
     Dir(Arc<str>),
     /// One version of an object. Another version gets another number, so that pages the kernel keeps are never another
-    /// version's; and so does the version once it is complete locally, since the kernel can't read a file by itself
-    /// while its number is open for reads through us.
+    /// version's.
     File(Served),
 }
 
@@ -27,12 +27,21 @@ impl Node {
             Node::File(served) => served.version().key.shared(),
         }
     }
+
+    /// Whether what the kernel keeps of one file is right for the other.
+    fn has_pages_of(&self, other: &Node) -> bool {
+        match (self, other) {
+            (Node::File(a), Node::File(b)) => a.version() == b.version() && a.is_genuine() && b.is_genuine(),
+            _ => false,
+        }
+    }
 }
 
 /// The table. A number lives from its first lookup until the kernel has forgotten it as often as it was looked up,
 /// and is never used again.
 #[derive(Debug)]
 pub struct Nodes {
+    separate: AtomicBool,
     /// Guards the whole table; never held across a wait.
     table: Mutex<Table>,
 }
@@ -55,19 +64,31 @@ struct Known {
 impl Default for Nodes {
     fn default() -> Nodes {
         let (by_number, by_path) = (HashMap::new(), HashMap::new());
-        Nodes { table: Mutex::new(Table { by_number, by_path, next: ROOT + 1 }) }
+        Nodes {
+            separate: AtomicBool::new(false),
+            table: Mutex::new(Table { by_number, by_path, next: ROOT + 1 }),
+        }
     }
 }
 
 impl Nodes {
+    /// From now on a version gets another number once it is complete locally: the kernel can't read a file by itself while
+    /// its number is open for reads through us, nor turn a file into a link. Else the pages that it has of the version
+    /// stay useful.
+    pub fn separate_complete_files(&self) {
+        self.separate.store(true, Ordering::Relaxed);
+    }
+
     /// The number of `node`, which the kernel is about to be told: counts one lookup.
     pub fn look_up(&self, node: Node) -> u64 {
+        let separate = self.separate.load(Ordering::Relaxed);
         let mut table = self.table();
         let path = node.path();
         if let Some(number) = table.by_path.get(&path).copied()
             && let Some(known) = table.by_number.get_mut(&number)
-            && known.node == node
+            && (known.node == node || !separate && known.node.has_pages_of(&node))
         {
+            known.node = node;
             known.lookups += 1;
             return number;
         }
@@ -134,6 +155,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
+    use crate::cache::FileId;
     use crate::object::{ETag, Key};
 
     fn file(name: &str, etag: &str) -> Node {
@@ -149,6 +171,22 @@ mod tests {
         let second = nodes.look_up(file("a", "2"));
         assert_ne!(first, second);
         assert_eq!(nodes.get(first), Some(file("a", "1")), "the old version's handles go on");
+    }
+
+    #[test]
+    fn a_complete_file_keeps_its_number_unless_numbers_are_separate() {
+        let local = |fetched| {
+            let Node::File(served) = file("a", "1") else { unreachable!("it is a file") };
+            Node::File(Served::Local { version: served.version().clone(), file: FileId::default(), fetched })
+        };
+        let nodes = Nodes::default();
+        let number = nodes.look_up(file("a", "1"));
+        assert_eq!(nodes.look_up(local(true)), number);
+        assert_eq!(nodes.get(number), Some(local(true)));
+        assert_ne!(nodes.look_up(local(false)), number, "someone else's bytes may differ");
+        let nodes = Nodes::default();
+        nodes.separate_complete_files();
+        assert_ne!(nodes.look_up(file("a", "1")), nodes.look_up(local(true)));
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub struct CachedFile {
 }
 
 /// A file in one state: a file that replaced it has another one, and so has the file itself once it was written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileId {
     inode: u64,
     mtime_ns: i64,

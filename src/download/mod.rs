@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -25,11 +26,14 @@ use crate::object::ObjectVersion;
 use crate::store::ObjectStore;
 
 /// Ranged GETs at once for one object.
-const WORKERS: usize = 8;
+const WORKERS: usize = 16;
 /// Workers beyond those, each for a reader far from what is being fetched.
 const URGENT_WORKERS: usize = 4;
-/// Bytes gathered before a write, unless the connection has no more ready.
+/// Bytes gathered before a write, unless a reader waits for them or no more come for a while: each write costs two changes
+/// of threads.
 const WRITE: usize = 512 << 10;
+/// That while.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// A download under way, shared by its readers and its workers.
 pub struct Download {
@@ -206,7 +210,7 @@ impl Download {
             let mut length = first.len();
             let mut chunks = vec![first];
             while length < WRITE
-                && let Some(chunk) = fetch.next_now()
+                && let Some(chunk) = fetch.next_within(self.patience(lease)).await
             {
                 length += chunk.len();
                 chunks.push(chunk);
@@ -222,6 +226,11 @@ impl Download {
             }
         }
         Ok(())
+    }
+
+    /// How long more bytes of `lease` are waited for before those that are here are written: not at all if a reader waits.
+    fn patience(&self, lease: &Lease) -> Duration {
+        if self.map().is_awaited(lease.part) { Duration::ZERO } else { GATHER }
     }
 
     /// Writes `chunks` at `at`; returns their CRC64NVME, of the bytes as they were received.

@@ -124,6 +124,15 @@ impl PartMap {
         woken
     }
 
+    /// Whether a reader waits for the next bytes of the part that starts at `start`.
+    pub fn is_awaited(&self, start: u64) -> bool {
+        let Some(part) = self.parts.get(&start) else { return false };
+        self.waiters.iter().any(|w| {
+            !w.wake.is_closed()
+                && self.first_missing(&w.range).is_some_and(|at| (part.filled..part.end).contains(&at))
+        })
+    }
+
     /// Whether a reader waits for bytes that nobody is fetching.
     pub fn has_unleased_wanted(&self) -> bool {
         self.wanted().is_some()

@@ -60,9 +60,11 @@ impl<'a> RangeFetch<'a> {
         Ok(None)
     }
 
-    /// The next chunk if it is here already.
-    pub fn next_now(&mut self) -> Option<Bytes> {
-        let chunk = self.body.as_mut()?.next().now_or_never()??.ok()?;
+    /// The next chunk if it comes within `patience`; zero: if it is here already.
+    pub async fn next_within(&mut self, patience: Duration) -> Option<Bytes> {
+        let next = self.body.as_mut()?.next();
+        let chunk = if patience.is_zero() { next.now_or_never() } else { timeout(patience, next).await.ok() };
+        let chunk = chunk??.ok()?;
         let chunk = self.trim(chunk);
         self.range.start += chunk.len() as u64;
         (!chunk.is_empty()).then_some(chunk)
