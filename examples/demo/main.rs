@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     // The stage puts this very file into PATH as `aztec-cache`, since an example is built without the binary.
     if args.next().is_some_and(|name| Path::new(&name).file_name() == Some(OsStr::new(stage::PROGRAM))) {
-        return aztec_cache();
+        return aztec_cache::commands::main(std::env::args_os());
     }
     let args: Vec<OsString> = args.collect();
     match args.iter().map(|arg| arg.to_str()).collect::<Option<Vec<_>>>().as_deref() {
@@ -55,21 +55,6 @@ fn main() -> ExitCode {
         _ => {
             eprintln!("demo: unknown arguments {args:?}; the only option is --keep");
             ExitCode::from(2)
-        }
-    }
-}
-
-/// The real program: what `src/main.rs` does.
-fn aztec_cache() -> ExitCode {
-    let result = aztec_cache::cli::parse(std::env::args_os()).and_then(|cli| match cli {
-        Some(cli) => aztec_cache::commands::run(cli),
-        None => Ok(0),
-    });
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("aztec-cache: {error}");
-            ExitCode::from(error.exit_code())
         }
     }
 }

@@ -4,12 +4,27 @@ mod mount;
 mod setup_passthrough;
 mod unmount;
 
-use crate::cli::{Cli, Command};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::cli::{self, Cli, Command};
 use crate::error::Result;
 use crate::privilege;
 
+/// The whole program: does what `args` say; a failure is one line on stderr.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let result = cli::parse(args).and_then(|cli| cli.map_or(Ok(0), run));
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("aztec-cache: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
 /// Does what the command line says; returns the exit code.
-pub fn run(cli: Cli) -> Result<u8> {
+fn run(cli: Cli) -> Result<u8> {
     privilege::lower();
     match cli.command {
         Command::Mount(args) => mount::run(&args),

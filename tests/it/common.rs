@@ -228,7 +228,7 @@ impl Mount {
         let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
         let said = Arc::new(Mutex::new(String::new()));
         let heard = said.clone();
-        std::thread::spawn(move || {
+        let listener = std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 let mut heard = heard.lock().expect("no panics under this lock");
                 heard.push_str(&line);
@@ -242,8 +242,7 @@ impl Mount {
                 return Ok(mount);
             }
             if mount.child.try_wait().expect("it is our child").is_some() {
-                // The reader thread may still be behind.
-                std::thread::sleep(Duration::from_millis(50));
+                listener.join().expect("it only listens");
                 return Err(mount.said());
             }
             assert!(start.elapsed() < PATIENCE, "not ready: {}", mount.said());
