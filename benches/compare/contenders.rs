@@ -10,8 +10,8 @@ use aztec_cache_test_support::user::{User, ordinary_user};
 use crate::stage::{ACCESS_KEY, BUCKET, SECRET_KEY};
 use crate::{Result, process, task};
 
-/// The binary that is measured.
-pub const BINARY: &str = env!("CARGO_BIN_EXE_aztec-cache");
+/// The binary that is measured, as cargo built it.
+const BINARY: &str = env!("CARGO_BIN_EXE_aztec-cache");
 /// Our mount by root: the kernel reads local files by itself.
 pub const OURS: &str = "ours";
 /// Our mount by an ordinary user, through `fusermount3`: the kernel's page cache.
@@ -43,6 +43,7 @@ pub struct FileSystem {
     /// Whose mount it is, when not that of whoever runs the benchmark.
     pub user: Option<User>,
     kind: Kind,
+    program: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +55,20 @@ enum Kind {
 }
 
 impl FileSystem {
-    /// Those found on this machine, ours first.
-    pub fn all() -> Vec<FileSystem> {
-        let own = process::find(BINARY, "--version").unwrap_or_default();
-        let new = |name, version, user, kind| FileSystem { name, version, user, kind };
+    /// Those found on this machine, ours first: a copy in `dir`, which stays the same when the binary is built anew.
+    pub fn all(dir: &Path) -> Result<Vec<FileSystem>> {
+        let binary = dir.join("aztec-cache");
+        fs::copy(BINARY, &binary).map_err(|error| format!("{BINARY}: {error}"))?;
+        let own = process::find(&binary, "--version").unwrap_or_default();
+        let new = |name: &'static str, version, user, kind| {
+            let program = if kind == Kind::Ours { binary.clone() } else { name.into() };
+            FileSystem { name, version, user, kind, program }
+        };
         let mut all = Vec::new();
         match ordinary_user() {
             Some(user) => {
                 all.push(new(OURS, own.clone(), None, Kind::Ours));
-                if may_mount(&user) {
+                if may_mount(&user, &binary) {
                     all.push(new(OURS_USER, own, Some(user), Kind::Ours));
                 } else {
                     eprintln!(
@@ -85,7 +91,7 @@ impl FileSystem {
         if let Some(version) = process::find("mount-s3", "--version") {
             all.push(new("mount-s3", version, None, Kind::Mountpoint));
         }
-        all
+        Ok(all)
     }
 
     /// Whether it is ours.
@@ -117,8 +123,8 @@ impl FileSystem {
         }
     }
 
-    fn command(&self, program: &str, setup: &Setup) -> Command {
-        let mut command = task::program(program, self.user.as_ref());
+    fn command(&self, setup: &Setup) -> Command {
+        let mut command = task::program(&self.program, self.user.as_ref());
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", &setup.home).current_dir(&setup.home);
         // Nothing outside this machine is asked for credentials.
@@ -128,7 +134,7 @@ impl FileSystem {
     }
 
     fn ours(&self, setup: &Setup) -> Command {
-        let mut command = self.command(BINARY, setup);
+        let mut command = self.command(setup);
         command.args(["mount", "--foreground", "--endpoint-url", &setup.endpoint]);
         command.arg("--remote").arg(format!("s3://{BUCKET}/{}", setup.prefix));
         command.arg("--cache-dir").arg(&setup.cache).arg(&setup.mountpoint);
@@ -137,7 +143,7 @@ impl FileSystem {
 
     /// Tuned: attributes and listings kept, no needless HEADs, and several streams where it has them.
     fn rclone(&self, setup: &Setup, streams: bool) -> Command {
-        let mut command = self.command("rclone", setup);
+        let mut command = self.command(setup);
         let remote = format!(
             ":s3,provider=Other,env_auth=true,force_path_style=true,endpoint='{}':{BUCKET}/{}",
             setup.endpoint, setup.prefix
@@ -160,7 +166,7 @@ impl FileSystem {
         };
         write().map_err(|error: std::io::Error| format!("{}: {error}", password.display()))?;
         fs::create_dir_all(&setup.cache).map_err(|error| format!("{}: {error}", setup.cache.display()))?;
-        let mut command = self.command("s3fs", setup);
+        let mut command = self.command(setup);
         // Credentials come from the file alone.
         command.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY");
         command.arg(BUCKET).arg(&setup.mountpoint).args(["-f", "-o", "ro", "-o", "use_path_request_style"]);
@@ -177,7 +183,7 @@ impl FileSystem {
     }
 
     fn mountpoint(&self, setup: &Setup) -> Command {
-        let mut command = self.command("mount-s3", setup);
+        let mut command = self.command(setup);
         command.arg(BUCKET).arg(&setup.mountpoint).args([
             "--foreground",
             "--read-only",
@@ -189,8 +195,8 @@ impl FileSystem {
     }
 }
 
-fn may_mount(user: &User) -> bool {
+fn may_mount(user: &User, binary: &Path) -> bool {
     let mode = fs::metadata("/dev/fuse").map_or(0, |device| device.permissions().mode());
-    let may_run = user.command(BINARY).arg("--version").output().is_ok_and(|output| output.status.success());
+    let may_run = user.command(binary).arg("--version").output().is_ok_and(|output| output.status.success());
     mode & 0o006 == 0o006 && may_run && process::find("fusermount3", "-V").is_some()
 }

@@ -1,5 +1,6 @@
 //! What all workloads share.
 
+use std::fs::{File, TryLockError};
 use std::time::SystemTime;
 
 use crate::args::{Args, Link, Server};
@@ -9,7 +10,7 @@ use crate::scale::Scale;
 use crate::shell::Shell;
 use crate::stage::Stage;
 use crate::work_dir::WorkDir;
-use crate::{Result, interrupt};
+use crate::{Result, interrupt, process};
 
 /// One run of the benchmark.
 pub struct Context {
@@ -35,6 +36,22 @@ pub struct Context {
     stage: Option<Stage>,
     /// Where files go.
     pub work: WorkDir,
+    /// Locked: two benchmarks at a time would measure each other.
+    _turn: Option<File>,
+}
+
+/// Waits until no other benchmark runs on this machine, as far as that can be known.
+fn wait_for_turn() -> Result<Option<File>> {
+    let Ok(file) = File::create(std::env::temp_dir().join("aztec-cache-bench.lock")) else { return Ok(None) };
+    let mut told = false;
+    while matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+        if !std::mem::replace(&mut told, true) {
+            eprintln!("compare: another benchmark is running: waiting for its end");
+        }
+        interrupt::check()?;
+        std::thread::sleep(process::POLL);
+    }
+    Ok(Some(file))
 }
 
 impl Context {
@@ -42,7 +59,9 @@ impl Context {
     pub fn new(args: &Args) -> Result<Context> {
         let chosen =
             |name: &str| args.contenders.is_empty() || args.contenders.iter().any(|chosen| chosen == name);
-        let mut file_systems = FileSystem::all();
+        let turn = wait_for_turn()?;
+        let work = WorkDir::new()?;
+        let mut file_systems = FileSystem::all(work.path())?;
         file_systems.retain(|fs| chosen(fs.name));
         let mut shells = Shell::all();
         shells.retain(|shell| chosen(shell.name));
@@ -57,7 +76,8 @@ impl Context {
             began: SystemTime::now(),
             server: args.server,
             stage: None,
-            work: WorkDir::new()?,
+            work,
+            _turn: turn,
         })
     }
 

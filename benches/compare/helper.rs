@@ -32,7 +32,7 @@ pub struct Helper {
 impl Helper {
     /// Starts a server and waits until it listens. It puts its files below `dir`.
     pub fn start(args: &[&str], dir: &Path) -> Result<Helper> {
-        let mut command = Command::new(process::own_binary()?);
+        let mut command = Command::new(process::OWN_BINARY);
         // A group of its own, so that Ctrl-C doesn't end it before the mounts that read from it.
         command.arg(ROLE).args(args).env("TMPDIR", dir).process_group(0);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();

@@ -1,5 +1,6 @@
 //! Running programs and what they cost.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -86,8 +87,8 @@ pub fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join(" | ")
 }
 
-/// The path of a program, if it is on PATH and runs at all.
-pub fn find(program: &str, version_flag: &str) -> Option<String> {
+/// What a program calls its version, if it is on PATH and runs at all.
+pub fn find(program: impl AsRef<OsStr>, version_flag: &str) -> Option<String> {
     let output = Command::new(program).arg(version_flag).stdin(Stdio::null()).output().ok()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     output.status.success().then(|| said.lines().next().unwrap_or_default().trim().to_owned())
@@ -152,10 +153,9 @@ pub fn end(child: &mut Child, patience: Duration) {
     let _ = child.wait();
 }
 
-/// This program, to be started again in another role.
-pub fn own_binary() -> Result<std::path::PathBuf> {
-    std::env::current_exe().map_err(|error| format!("the benchmark's own path: {error}"))
-}
+/// This program, to be started again in another role: also by an ordinary user, wherever it lies, and also when it has
+/// been built anew in the meantime.
+pub const OWN_BINARY: &str = "/proc/self/exe";
 
 /// Writes everything to disk, so that what came before doesn't burden what is measured next.
 pub fn settle_disk() {

@@ -51,7 +51,7 @@ pub fn program(program: impl AsRef<std::ffi::OsStr>, user: Option<&User>) -> Com
 
 /// Performs a task in a process of `user`'s.
 pub fn run(args: &[&dyn AsRef<std::ffi::OsStr>], user: Option<&User>) -> Result<Outcome> {
-    let mut command = program(process::own_binary()?, user);
+    let mut command = program(process::OWN_BINARY, user);
     command.arg(ROLE).args(args.iter().map(AsRef::as_ref)).process_group(0);
     let said = process::run(&mut command)?.stdout;
     let value = serde_json::from_slice(&said).map_err(|error| format!("a task said: {error}"))?;
