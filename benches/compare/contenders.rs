@@ -16,8 +16,10 @@ const BINARY: &str = env!("CARGO_BIN_EXE_aztec-cache");
 pub const OURS: &str = "ours";
 /// Our mount by an ordinary user, through `fusermount3`: the kernel's page cache.
 pub const OURS_USER: &str = "ours-user";
-/// The plain file on the same disk.
+/// A plain copy on the same disk.
 pub const LOCAL: &str = "local file";
+/// The very file in our cache directory, read without the mount.
+pub const CACHE_FILE: &str = "cache file";
 
 /// Where a mount lives and what it reads.
 pub struct Setup {

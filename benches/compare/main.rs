@@ -56,7 +56,11 @@ fn compare(args: &Args) -> Result<()> {
     let began = std::time::Instant::now();
     for workload in args.workloads() {
         context.progress(&format!("== {workload:?}"));
-        workloads::run(workload, &mut context)?;
+        if let Err(error) = workloads::run(workload, &mut context) {
+            // What was measured until then is worth having.
+            print!("{}", report::tables(&context, &[]));
+            return Err(error);
+        }
     }
     context.progress(&format!("done in {:.0} s", began.elapsed().as_secs_f64()));
     let measures = measures::judge(&context.results);

@@ -1,7 +1,7 @@
 //! The measures that aztec-cache set itself, and whether the results reach them.
 
 use crate::args::Link;
-use crate::contenders::{LOCAL, OURS, OURS_USER};
+use crate::contenders::{CACHE_FILE, LOCAL, OURS, OURS_USER};
 use crate::results::{Results, Row};
 use crate::shell::{CURL, CURL_DIR};
 use crate::workloads::ROUND_TRIPS;
@@ -58,13 +58,13 @@ pub fn judge(results: &Results) -> Vec<Measure> {
     let (raw, slow) = (Some(Link::Raw), Some(Link::S3Like));
     let all = [
         at_least(
-            "warm read, passthrough: throughput / the local file's",
-            found.ratio(("read.warm", None, LOCAL), ("read.warm", None, OURS)),
+            "warm read, passthrough: throughput / the cache file's",
+            found.ratio(("read.warm", None, CACHE_FILE), ("read.warm", None, OURS)),
             0.95,
         ),
         at_least(
-            "second read, ordinary user: throughput / the local file's",
-            found.ratio(("read.second", None, LOCAL), ("read.second", None, OURS_USER)),
+            "second read, ordinary user: throughput / the cache file's",
+            found.ratio(("read.second", None, CACHE_FILE), ("read.second", None, OURS_USER)),
             0.6,
         ),
         at_most(

@@ -63,6 +63,11 @@ impl Mounted {
         self.root.join(name)
     }
 
+    /// Where our mount keeps the file of a name.
+    pub fn cached(&self, name: &str) -> PathBuf {
+        self.setup.cache.join(name)
+    }
+
     /// Where the names are.
     pub fn root(&self) -> &Path {
         &self.root

@@ -67,8 +67,17 @@ fn table(rows: &[&Row], scale: Scale) -> String {
 
 /// Ours first, then what it is measured against.
 fn column(name: &str) -> usize {
-    let order =
-        [OURS, "ours-user", "local file", "HEAD + GET", shell::CURL, shell::CURL_DIR, "aws", "aws+dir"];
+    let order = [
+        OURS,
+        "ours-user",
+        "cache file",
+        "local file",
+        "HEAD + GET",
+        shell::CURL,
+        shell::CURL_DIR,
+        "aws",
+        "aws+dir",
+    ];
     order.iter().position(|known| *known == name).unwrap_or(order.len())
 }
 

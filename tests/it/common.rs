@@ -77,7 +77,7 @@ pub struct Place {
     pub args: Vec<OsString>,
     pub env: Vec<(OsString, OsString)>,
     pub cache: Option<PathBuf>,
-    pub user: Option<User>,
+    pub user: Option<(User, BinaryForAll)>,
 }
 
 impl Place {
@@ -135,7 +135,7 @@ impl Place {
     /// Hands everything in the place to `user`, who makes the mounts from now on.
     pub fn owned_by(&mut self, user: User) -> &mut Place {
         std::os::unix::fs::chown(self.dir.path(), Some(user.uid), Some(user.gid)).expect("chown as root");
-        self.user = Some(user);
+        self.user = Some((user, BinaryForAll::new()));
         self
     }
 
@@ -150,7 +150,7 @@ impl Place {
     /// `program`, run by whom the mounts are made by, in the place.
     pub fn program(&self, program: &str) -> Command {
         let mut command = match &self.user {
-            Some(user) => user.command(program),
+            Some((user, _)) => user.command(program),
             None => Command::new(program),
         };
         command.stdin(Stdio::null()).current_dir(self.dir.path());
@@ -160,7 +160,7 @@ impl Place {
     /// The binary with this place's environment and nothing of the tester's own.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = match &self.user {
-            Some(user) => user.command(BINARY),
+            Some((user, binary)) => user.command(binary.path()),
             None => Command::new(BINARY),
         };
         command
@@ -200,6 +200,29 @@ impl Place {
         let output =
             command.arg(self.mountpoint()).args(&self.args).args(extra).output().expect("the binary runs");
         (output, guard)
+    }
+}
+
+/// The binary where any user may run it: the tester's checkout may lie in a home that is closed to others.
+pub struct BinaryForAll(TempDir);
+
+impl BinaryForAll {
+    pub fn new() -> BinaryForAll {
+        let dir =
+            tempfile::Builder::new().prefix("aztec-cache-it-bin-").tempdir().expect("a temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let copy = dir.path().join("aztec-cache");
+        // A link costs nothing, where both are on one disk. Else `cp`: a file that this process itself had open for writing
+        // might still be so in a child of another thread, and could not be run then.
+        if fs::hard_link(BINARY, &copy).is_err() {
+            let status = Command::new("cp").arg(BINARY).arg(&copy).status().expect("cp runs");
+            assert!(status.success(), "a copy of the binary");
+        }
+        BinaryForAll(dir)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("aztec-cache")
     }
 }
 

@@ -10,7 +10,9 @@ use aztec_cache_test_support::s3::S3Server;
 use aztec_cache_test_support::user::ordinary_user;
 
 use super::serve;
-use crate::common::{Place, assert_refused, errno, key, mounted, needs_fuse, needs_root, wait_for};
+use crate::common::{
+    BinaryForAll, Place, assert_refused, errno, key, mounted, needs_fuse, needs_root, wait_for,
+};
 
 #[track_caller]
 fn assert_success(output: &Output) {
@@ -102,7 +104,8 @@ fn an_ordinary_user_may_not_unmount_what_root_mounted() {
     fs::set_permissions(place.dir.path(), Permissions::from_mode(0o755)).unwrap();
     let mount = place.mount();
     let user = ordinary_user().unwrap();
-    let output = user.command(crate::common::BINARY).arg("unmount").arg(&mount.path).output().unwrap();
+    let binary = BinaryForAll::new();
+    let output = user.command(binary.path()).arg("unmount").arg(&mount.path).output().unwrap();
     assert_refused(&output, 6, &[mount.path.to_str().unwrap(), "not permitted", "root"]);
     assert_eq!(mount.read("noir-1.tar.gz").unwrap(), b"bytes");
     mount.unmount();
