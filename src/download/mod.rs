@@ -102,16 +102,6 @@ impl Download {
         Some(Reader(self.clone()))
     }
 
-    /// The version on its way.
-    pub fn object(&self) -> &ObjectVersion {
-        &self.object
-    }
-
-    /// Bytes that are here.
-    pub fn present(&self) -> u64 {
-        self.object.size - self.map().missing()
-    }
-
     /// Fetches everything and publishes it in `cache`. Returns when nobody can gain from joining any more; whether it worked
     /// is what the readers see. `budget` bounds the ranged GETs of all downloads beyond each one's first.
     pub async fn run(self: Arc<Download>, cache: Option<Arc<CacheDir>>, budget: Arc<Semaphore>) {
@@ -335,11 +325,6 @@ impl Target {
 }
 
 impl Reader {
-    /// The download.
-    pub fn download(&self) -> &Download {
-        &self.0
-    }
-
     /// The bytes `range`, which lies within the object, if they are here.
     pub fn read_now(&self, range: &Range<u64>) -> Option<Result<Bytes>> {
         let here = self.0.map().contains(range);

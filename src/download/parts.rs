@@ -84,11 +84,6 @@ impl PartMap {
         self.missing == 0
     }
 
-    /// How many bytes are missing.
-    pub fn missing(&self) -> u64 {
-        self.missing
-    }
-
     /// Why the download ended early, if it did.
     pub fn failure(&self) -> Option<&Error> {
         self.failed.as_ref()
