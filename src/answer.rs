@@ -1,9 +1,10 @@
-//! What an operation says: the answer itself, or that it has to wait for the network.
+//! What an operation says: the answer itself, or that it has to wait.
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::task::spawn_blocking;
 
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 
 /// An operation's answer. Only [`Answer::Later`] may wait, and never on the thread that asked.
 pub enum Answer<T> {
@@ -34,4 +35,12 @@ impl<T: Send + 'static> Answer<T> {
             Answer::Later(future) => future.await,
         }
     }
+}
+
+/// Runs `work`, which may wait for the disk, off the threads that must not wait.
+///
+/// # Errors
+/// It panicked, or the program is ending.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    spawn_blocking(work).await.map_err(|e| Error::new(Kind::Internal, format!("a disk task failed: {e}")))
 }

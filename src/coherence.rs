@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cache::{CacheDir, CachedFile, FileId, Origin};
+use crate::cache::{CacheDir, CachedFile, FileId, Origin, Verdict};
 use crate::error::Result;
 use crate::object::{Key, ObjectVersion};
 
@@ -22,6 +22,8 @@ pub enum Local {
     Serve(CachedFile),
     /// A file to serve if the remote agrees, or can't be asked.
     Ask(CachedFile),
+    /// A file to serve, or not, after a look at all its bytes ([`Coherence::verify`]).
+    Verify(CachedFile),
     /// No file.
     Nothing,
 }
@@ -89,7 +91,22 @@ impl Coherence {
             (Origin::Known { confirmed, .. }, Some(age)) if confirmed.elapsed().is_ok_and(|e| e < age) => {
                 Local::Serve(file)
             }
+            (Origin::Touched, _) => Local::Verify(file),
             _ => Local::Ask(file),
+        }
+    }
+
+    /// Looks at all bytes of a file that someone has touched since it was fetched. If they are not those that were fetched,
+    /// it is moved out of the way. Takes a while: blocks on the disk.
+    pub fn verify(&self, key: &Key) {
+        let Some(cache) = &self.cache else { return };
+        match cache.verify(key, &mut |_| {}) {
+            Ok(Verdict::Right | Verdict::Unknown) => {}
+            Ok(Verdict::Damaged) => match cache.quarantine(key) {
+                Ok(path) => log::warn!("{key}: the local file was damaged; it is now {}", path.display()),
+                Err(e) => log::warn!("{key}: the local file is damaged and can't be moved away: {e}"),
+            },
+            Err(e) => log::info!("{key}: the local file can't be verified: {e}"),
         }
     }
 
@@ -100,7 +117,7 @@ impl Coherence {
     pub fn settle(&self, local: Local, remote: Result<ObjectVersion>) -> Result<Served> {
         match (local, remote) {
             (Local::Serve(file), _) => Ok(file.into()),
-            (Local::Nothing, remote) => remote.map(Served::Remote),
+            (Local::Nothing | Local::Verify(_), remote) => remote.map(Served::Remote),
             // Unreachable, refused or gone there: it is here, and nobody says that it's wrong.
             (Local::Ask(file), Err(error)) => {
                 log::debug!("{}: the local file is served unasked: {error}", file.version.key);
@@ -129,7 +146,7 @@ impl Coherence {
                 log::info!("{key}: the remote has a new version; it replaces the local one");
                 false
             }
-            Origin::Adopted => {
+            Origin::Adopted | Origin::Touched => {
                 log::warn!(
                     "{key}: the local file has {} bytes, the remote's {}: it is not served, and replaced when opened",
                     file.version.size,

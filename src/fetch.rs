@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use crate::cache::{CacheDir, FileId};
-use crate::download::{Download, Reader};
+use crate::download::{Doubts, Download, Reader, Resources};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::store::ObjectStore;
 
@@ -18,10 +18,9 @@ const BUDGET: usize = 32;
 
 /// Opens object versions: a hit is a local file, a miss leads or joins a download.
 pub struct Fetcher {
-    cache: Option<Arc<CacheDir>>,
     store: Arc<dyn ObjectStore>,
     runtime: Handle,
-    budget: Arc<Semaphore>,
+    resources: Arc<Resources>,
     /// Guards only the table; never held across I/O.
     downloads: Mutex<HashMap<(Key, ETag), Arc<Download>>>,
     /// How many downloads have left the table. One that did so between a look at the disk and a look at the table
@@ -52,10 +51,13 @@ impl Fetcher {
     /// Fetches from `store` into `cache`, on `runtime`.
     pub fn new(cache: Option<Arc<CacheDir>>, store: Arc<dyn ObjectStore>, runtime: Handle) -> Arc<Fetcher> {
         Arc::new(Fetcher {
-            cache,
             store,
             runtime,
-            budget: Arc::new(Semaphore::new(BUDGET)),
+            resources: Arc::new(Resources {
+                cache,
+                budget: Arc::new(Semaphore::new(BUDGET)),
+                doubts: Doubts::default(),
+            }),
             downloads: Mutex::default(),
             ended: AtomicU64::new(0),
         })
@@ -63,14 +65,14 @@ impl Fetcher {
 
     /// The local file that a lookup of `key` found, unless it was changed or replaced since.
     pub fn open_local(&self, key: &Key, id: FileId) -> Option<Arc<File>> {
-        self.cache.as_ref().and_then(|cache| cache.reopen(key, id)).map(Arc::new)
+        self.cache().and_then(|cache| cache.reopen(key, id)).map(Arc::new)
     }
 
     /// Opens `version`, which a remote vouches for, without waiting for the network.
     pub fn open(self: &Arc<Fetcher>, version: &ObjectVersion) -> Source {
         loop {
             let ended = self.ended.load(Ordering::Acquire);
-            if let Some(file) = self.cache.as_ref().and_then(|cache| cache.open_version(version)) {
+            if let Some(file) = self.cache().and_then(|cache| cache.open_version(version)) {
                 return Source::Local(Arc::new(file));
             }
             if let Some(reader) = self.join_or_lead(version, ended) {
@@ -94,7 +96,7 @@ impl Fetcher {
         downloads.insert(id.clone(), download.clone());
         let fetcher = self.clone();
         self.runtime.spawn(async move {
-            download.clone().run(fetcher.cache.clone(), fetcher.budget.clone()).await;
+            download.clone().run(fetcher.resources.clone()).await;
             fetcher.end(&id, &download);
         });
         Some(reader)
@@ -111,12 +113,21 @@ impl Fetcher {
 
     /// How much of `version` is here now.
     pub fn state(&self, version: &ObjectVersion) -> State {
-        let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
+        let local = self.cache().and_then(|cache| cache.lookup(&version.key));
         if local.is_some_and(|local| local.version.etag == version.etag) {
             return State::Cached;
         }
         let id = (version.key.clone(), version.etag.clone());
         if self.downloads().contains_key(&id) { State::Partial } else { State::Remote }
+    }
+
+    /// Whether bytes of `version` that were given out have turned out to be wrong. Says so once for each time.
+    pub fn take_damaged(&self, version: &ObjectVersion) -> bool {
+        self.resources.doubts.take_damaged(version)
+    }
+
+    fn cache(&self) -> Option<&Arc<CacheDir>> {
+        self.resources.cache.as_ref()
     }
 
     fn downloads(&self) -> MutexGuard<'_, HashMap<(Key, ETag), Arc<Download>>> {

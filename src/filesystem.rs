@@ -231,6 +231,11 @@ impl Filesystem {
         let served = self.file_node(number)?;
         let source = match &served {
             _ if self.nodes.is_outdated(number) => None,
+            Served::Remote(version) if self.fetcher.take_damaged(version) => {
+                // The kernel has pages of it, which must not be shown again.
+                self.nodes.outdate(version);
+                None
+            }
             Served::Local { version, file, .. } => {
                 self.fetcher.open_local(&version.key, *file).map(Source::Local)
             }
@@ -372,7 +377,7 @@ impl Filesystem {
             (XATTR_ETAG, _) => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
             (XATTR_SOURCE, Some(local)) => Some(match local.origin {
                 Origin::Known { source, .. } => source,
-                Origin::Adopted => "adopted".to_owned(),
+                Origin::Adopted | Origin::Touched => "adopted".to_owned(),
             }),
             (XATTR_SOURCE, None) => Some(self.store.url().to_owned()),
             (XATTR_CHECKSUM, local) => local.and_then(|local| local.checksum),

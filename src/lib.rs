@@ -4,6 +4,7 @@
 
 pub mod answer;
 pub mod cache;
+pub mod checksum;
 pub mod cli;
 pub mod coherence;
 pub mod commands;

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use futures_util::future::join;
 use lru::LruCache;
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, blocking};
 use crate::coherence::{Coherence, Local};
 use crate::error::{Error, Kind, Result};
 use crate::listing::{Entry, Listings};
@@ -36,6 +35,7 @@ pub struct Lookup {
     coherence: Coherence,
     listings: Arc<Listings>,
     flights: SingleFlight<Key, Found>,
+    verifying: SingleFlight<Key, ()>,
     answers: Arc<Answers>,
 }
 
@@ -54,13 +54,15 @@ impl Lookup {
         runtime: Handle,
     ) -> Lookup {
         let answers = Arc::new(Answers(Mutex::new(LruCache::new(ANSWERS))));
-        Lookup { store, coherence, listings, flights: SingleFlight::new(runtime), answers }
+        let (flights, verifying) = (SingleFlight::new(runtime.clone()), SingleFlight::new(runtime));
+        Lookup { store, coherence, listings, flights, verifying, answers }
     }
 
     /// What `key` names. A complete local file, a listed name and a recent answer are known at once.
-    pub fn find(&self, key: &Key) -> Answer<Entry> {
+    pub fn find(self: &Arc<Lookup>, key: &Key) -> Answer<Entry> {
         match (self.known(key), self.coherence.local(key)) {
             (Some(Found::Dir), _) => Answer::Now(Ok(Entry::Dir(key.name().into()))),
+            (_, Local::Verify(_)) => self.verify(key),
             (_, Local::Serve(file)) => Answer::Now(Ok(Entry::File(file.into()))),
             (Some(found), local) => Answer::Now(settle(&self.coherence, key, local, Ok(found))),
             (None, local) => self.ask(key, local),
@@ -85,6 +87,24 @@ impl Lookup {
         }
     }
 
+    /// Finds `key` once its file, which someone has touched, was looked at.
+    fn verify(self: &Arc<Lookup>, key: &Key) -> Answer<Entry> {
+        let flight = self.verifying.run(key.clone(), || {
+            let (coherence, key) = (self.coherence.clone(), key.clone());
+            blocking(move || coherence.verify(&key))
+        });
+        let (lookup, key) = (self.clone(), key.clone());
+        Answer::later(async move {
+            flight.await?;
+            match (lookup.known(&key), lookup.coherence.local(&key)) {
+                // Touched again, or not readable: what is there is not shown.
+                (None, local @ Local::Verify(_)) => lookup.ask(&key, local).wait().await,
+                (Some(found), local @ Local::Verify(_)) => settle(&lookup.coherence, &key, local, Ok(found)),
+                _ => lookup.find(&key).wait().await,
+            }
+        })
+    }
+
     fn ask(&self, key: &Key, local: Local) -> Answer<Entry> {
         let flight = self.flights.run(key.clone(), || {
             let (store, listings) = (self.store.clone(), self.listings.clone());
@@ -98,8 +118,7 @@ impl Lookup {
         let (coherence, key) = (self.coherence.clone(), key.clone());
         Answer::later(async move {
             let found = flight.await;
-            let settled = spawn_blocking(move || settle(&coherence, &key, local, found)).await;
-            settled.unwrap_or_else(|e| Err(Error::new(Kind::Internal, format!("a disk task failed: {e}"))))
+            blocking(move || settle(&coherence, &key, local, found)).await?
         })
     }
 }

@@ -160,7 +160,13 @@ mod tests {
 
     fn file(name: &str, etag: &str) -> Node {
         let (key, etag) = (Key::new(name).unwrap(), ETag::new(etag));
-        Node::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified: SystemTime::UNIX_EPOCH }))
+        Node::File(Served::Remote(ObjectVersion {
+            key,
+            etag,
+            size: 1,
+            modified: SystemTime::UNIX_EPOCH,
+            checksum: None,
+        }))
     }
 
     #[test]

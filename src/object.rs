@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::checksum::Checksum;
+
 /// The name of the directory that belongs to aztec-cache alone, below the cache directory and below the mount.
 pub const RESERVED: &str = ".aztec-cache";
 
@@ -128,8 +130,8 @@ impl ETag {
     }
 }
 
-/// One immutable version of an object: what a reader gets all its bytes from.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// One immutable version of an object: what a reader gets all its bytes from. Two are the same if key, ETag and size are.
+#[derive(Clone, Debug)]
 pub struct ObjectVersion {
     /// Its name.
     pub key: Key,
@@ -139,7 +141,17 @@ pub struct ObjectVersion {
     pub size: u64,
     /// When the server says it was last written.
     pub modified: SystemTime,
+    /// The checksum of its bytes, if the server told one: listings don't.
+    pub checksum: Option<Arc<Checksum>>,
 }
+
+impl PartialEq for ObjectVersion {
+    fn eq(&self, other: &ObjectVersion) -> bool {
+        self.key == other.key && self.etag == other.etag && self.size == other.size
+    }
+}
+
+impl Eq for ObjectVersion {}
 
 #[cfg(test)]
 mod tests {

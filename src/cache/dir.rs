@@ -1,39 +1,39 @@
 //! The cache directory: what is in it, and the way in.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::dir::{Dir, Type};
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{FileStat, Mode, fstat, futimens, mkdirat};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::stat::{FileStat, fstat, futimens};
 use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{AccessFlags, faccessat};
 
-use crate::cache::beneath;
+use crate::cache::dirs::{Dirs, LocalNames, is_file, mtime_ns};
+use crate::cache::evict::Candidate;
 use crate::cache::meta::{self, Meta};
-use crate::cache::partial::{self, Dirs, PARTIALS, Partial};
+use crate::cache::partial::{self, Begun, Partial};
 use crate::cache::space::Space;
+use crate::cache::{beneath, format, quarantine, sweep};
+use crate::checksum::Checksum;
 use crate::config::SpaceLimits;
 use crate::error::{Error, Result};
 use crate::object::{ETag, Key, ObjectVersion, RESERVED};
 
-/// The file in our directory that names the format of what is there.
-const FORMAT_FILE: &str = "format";
+/// A file used again within this time keeps its time of use: it is the same use to whoever evicts.
+const SAME_USE: Duration = Duration::from_millis(10);
 
 /// A directory of complete artifacts, each a plain file under its own name, shared with shell scripts, other
 /// mounts and people, who may add and remove files at any time.
 #[derive(Debug)]
 pub struct CacheDir {
-    path: PathBuf,
     dirs: Arc<Dirs>,
     space: Arc<Space>,
-    /// Where we are mounted, if that lies in the cache directory, relative to it.
-    mountpoint: Option<PathBuf>,
     writable: bool,
 }
 
@@ -76,15 +76,20 @@ pub enum Origin {
     },
     /// Someone else put it there, and no remote has vouched for it.
     Adopted,
+    /// Since its checksum was recorded it was written to, or put in the place of the file that was meant, of the same size:
+    /// [`CacheDir::verify`] knows more.
+    Touched,
 }
 
-/// Names of local artifacts in a directory.
-#[derive(Debug, Default)]
-pub struct LocalNames {
-    /// Complete files.
-    pub files: Vec<String>,
-    /// Directories that hold some.
-    pub dirs: Vec<String>,
+/// What a look at all bytes of a file has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// They are those that the recorded checksum was made of.
+    Right,
+    /// They are not.
+    Damaged,
+    /// There is no checksum to compare with.
+    Unknown,
 }
 
 impl CacheDir {
@@ -105,8 +110,14 @@ impl CacheDir {
         }
         let root = OwnedFd::from(root);
         // Before anything is made: what a newer program does here is not ours to guess.
-        check_format(&root).map_err(|e| Error::local(path.display(), &e))?;
-        let (state, writable) = match prepare_state(&root) {
+        format::check(&root).map_err(|e| Error::local(path.display(), &e))?;
+        let prepared = format::prepare(&root).and_then(|state| {
+            format::check_locks(&state).map_err(|e| {
+                io::Error::new(e.kind(), format!("files can't be locked: {e}; name a local disk"))
+            })?;
+            Ok(state)
+        });
+        let (state, writable) = match prepared {
             Ok(state) => (state, true),
             Err(e) => {
                 log::warn!(
@@ -118,26 +129,14 @@ impl CacheDir {
                 (state.map_err(|e| Error::local(path.display(), &e))?, false)
             }
         };
-        let within = |mountpoint: &Path| {
-            let real = path.canonicalize().unwrap_or_else(|_| path.clone());
-            mountpoint
-                .strip_prefix(&path)
-                .or_else(|_| mountpoint.strip_prefix(&real))
-                .ok()
-                .map(Path::to_owned)
-        };
-        Ok(CacheDir {
-            mountpoint: within(mountpoint).filter(|relative| !relative.as_os_str().is_empty()),
-            dirs: Arc::new(Dirs { root, state }),
-            space: Space::new(limits),
-            path,
-            writable,
-        })
+        let mountpoint = within(&path, mountpoint);
+        let dirs = Arc::new(Dirs { path, root, state, mountpoint });
+        Ok(CacheDir { space: Space::new(dirs.clone(), limits), dirs, writable })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.dirs.path
     }
 
     /// A file on the disk that the artifacts are on.
@@ -145,7 +144,7 @@ impl CacheDir {
     /// # Errors
     /// A directory that can't be written may hold none of ours.
     pub fn sample(&self) -> io::Result<File> {
-        beneath::open(&self.dirs.state, Path::new(FORMAT_FILE), OFlag::O_RDONLY).map(File::from)
+        beneath::open(&self.dirs.state, Path::new(format::FILE), OFlag::O_RDONLY).map(File::from)
     }
 
     /// Whether the file system that it is on is itself stacked on another (overlayfs).
@@ -158,19 +157,17 @@ impl CacheDir {
         self.writable
     }
 
-    /// Removes what dead processes left behind. Walks a directory: not for the way to readiness.
+    /// Removes what nobody will come back for: old partial files, old damaged files, metadata of files that are gone. Walks
+    /// directories: not for the way to readiness.
     pub fn sweep(&self) {
-        if self.writable
-            && let Err(e) = partial::sweep(&self.dirs.state)
-        {
-            log::warn!("{}: can't remove old partial files: {e}", self.path.display());
+        if self.writable {
+            sweep::sweep(&self.dirs);
         }
     }
 
     /// The complete file that holds `key`, if there is one.
     pub fn lookup(&self, key: &Key) -> Option<CachedFile> {
-        let fd = self.open_at(key, OFlag::O_PATH).ok()?;
-        self.examine(key, &fstat(&fd).ok()?)
+        self.examine(key, &self.dirs.stat(key)?)
     }
 
     /// Opens the file under `key`'s name if it is still the one that was found with this `id`. Notes the use.
@@ -188,36 +185,50 @@ impl CacheDir {
 
     fn open_if(&self, key: &Key, is_it: impl FnOnce(&FileStat) -> bool) -> Option<File> {
         // O_NONBLOCK: a fifo under an artifact's name must not block us.
-        let file = File::from(self.open_at(key, OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?);
-        if !is_it(&fstat(&file).ok()?) {
+        let file = File::from(self.dirs.open_at(key, OFlag::O_RDONLY | OFlag::O_NONBLOCK).ok()?);
+        let stat = fstat(&file).ok()?;
+        if !is_file(&stat) || !is_it(&stat) {
             return None;
         }
+        // Locked files are not evicted. Where that fails one is being evicted now, which an open file outlives.
+        if let Err(e) = file.try_lock_shared() {
+            log::debug!("{key}: can't lock: {e}");
+        }
         // Recency is the file's own atime, so that every process and a restart agree on it.
-        if let Err(e) = futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_OMIT) {
+        let used =
+            Duration::new(stat.st_atime.max(0) as u64, stat.st_atime_nsec.clamp(0, 999_999_999) as u32);
+        let just_now = (SystemTime::UNIX_EPOCH + used).elapsed().is_ok_and(|age| age < SAME_USE);
+        if !just_now && let Err(e) = futimens(&file, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_OMIT) {
             log::debug!("{key}: can't note its use: {e}");
         }
         Some(file)
     }
 
-    /// Begins to fetch `object` into the directory. None when it can't or shall not be kept: the directory is
-    /// read-only, a limit would be passed, or something that isn't an artifact has its name.
+    /// Begins to fetch `object` into the directory, or finds that another process does. None when it can't or shall not be
+    /// kept: the directory is read-only, a limit would be passed, or something that isn't an artifact has its name. May
+    /// take a while, to evict what is in the way.
     ///
     /// # Errors
     /// Trouble with the disk; the object can still be read without being kept.
-    pub fn begin(&self, object: &ObjectVersion) -> io::Result<Option<Partial>> {
+    pub fn begin(&self, object: &ObjectVersion) -> io::Result<Option<Begun>> {
         if !self.writable || !self.has_room_for_name(&object.key) {
             return Ok(None);
         }
-        let used = if self.space.is_capped() { self.used_bytes("") } else { 0 };
-        let Some(space) = self.space.reserve(&self.dirs.root, object.size, used)? else { return Ok(None) };
-        Partial::begin(self.dirs.clone(), object.clone(), space).map(Some)
+        match Partial::open(&self.dirs, &self.space, object)? {
+            Begun::Lead(partial) => match partial.reserve() {
+                Ok(true) => Ok(Some(Begun::Lead(partial))),
+                refused => {
+                    partial.discard();
+                    refused.map(|_| None)
+                }
+            },
+            follow => Ok(Some(follow)),
+        }
     }
 
     /// Records that the file under `version`'s name, put there by someone else, is that version.
     pub fn adopt(&self, version: &ObjectVersion) {
-        let Ok(stat) = self.open_at(&version.key, OFlag::O_PATH).and_then(|fd| Ok(fstat(&fd)?)) else {
-            return;
-        };
+        let Some(stat) = self.dirs.stat(&version.key) else { return };
         if !self.writable || u64::try_from(stat.st_size) != Ok(version.size) {
             return;
         }
@@ -226,95 +237,112 @@ impl CacheDir {
             size: version.size,
             modified_ns: meta::nanos(version.modified),
             file_mtime_ns: mtime_ns(&stat),
+            file_inode: Some(stat.st_ino),
             source: "adopted".to_owned(),
             checksum: None,
         };
-        let temporary =
-            Path::new(PARTIALS).join(format!("{}-adopt-{}.meta", std::process::id(), fastrand::u64(..)));
-        if let Err(e) = meta::write(self.dirs.state.as_fd(), &version.key, &meta, &temporary) {
-            log::debug!("{}: can't record its version: {e}", version.key);
+        self.write_meta(&version.key, &meta);
+    }
+
+    fn write_meta(&self, key: &Key, meta: &Meta) {
+        let name = format!("{}-{}.meta", std::process::id(), fastrand::u64(..));
+        let temporary = Path::new(partial::DIR).join(name);
+        if let Err(e) = meta::write(self.dirs.state.as_fd(), key, meta, &temporary) {
+            log::debug!("{key}: can't record its version: {e}");
         }
+    }
+
+    /// Reads all of `key`'s file and compares it with the checksum recorded for it. A right one that was only touched is
+    /// known again from now on. `pace` is told of each chunk's length and may wait. Takes a while: not for a session
+    /// thread.
+    ///
+    /// # Errors
+    /// It can't be read, or changes meanwhile.
+    pub fn verify(&self, key: &Key, pace: &mut dyn FnMut(u64)) -> io::Result<Verdict> {
+        let file = self.open_unnoticed(key)?;
+        let stat = fstat(&file)?;
+        let Some((meta, confirmed)) = meta::read(self.dirs.state.as_fd(), key) else {
+            return Ok(Verdict::Unknown);
+        };
+        let Some(checksum) = meta.checksum.as_deref().and_then(Checksum::parse) else {
+            return Ok(Verdict::Unknown);
+        };
+        if u64::try_from(stat.st_size) != Ok(meta.size) {
+            return Ok(Verdict::Damaged);
+        }
+        let fits = checksum.fits(Paced { file: &file, at: 0, pace }, u64::MAX)?;
+        let after = fstat(&file)?;
+        if FileId::of(&after) != FileId::of(&stat) {
+            return Err(io::Error::other("it was written to meanwhile"));
+        }
+        if !fits {
+            return Ok(Verdict::Damaged);
+        }
+        if !is_file_of(&meta, &stat) && self.writable {
+            let meta = Meta { file_mtime_ns: mtime_ns(&stat), file_inode: Some(stat.st_ino), ..meta };
+            self.write_meta(key, &meta);
+            meta::confirm(self.dirs.state.as_fd(), key, confirmed);
+        }
+        Ok(Verdict::Right)
+    }
+
+    /// Opens a file to look at all of it, which is no use of it.
+    pub fn open_unnoticed(&self, key: &Key) -> io::Result<File> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
+        let fd = self.dirs.open_at(key, flags | OFlag::O_NOATIME).or_else(|e| match e.raw_os_error() {
+            // Only the owner may ask for that.
+            Some(libc::EPERM) => self.dirs.open_at(key, flags),
+            _ => Err(e),
+        })?;
+        let file = File::from(fd);
+        if !file.metadata()?.is_file() {
+            return Err(Errno::EINVAL.into());
+        }
+        Ok(file)
+    }
+
+    /// Moves `key`'s file, which is damaged, out of the way; returns where it is now.
+    pub fn quarantine(&self, key: &Key) -> io::Result<PathBuf> {
+        quarantine::put(&self.dirs, key)
+    }
+
+    /// Removes `key`'s file unless it is in use. False when there is none, or it is.
+    pub fn evict(&self, key: &Key) -> bool {
+        self.dirs.stat(key).is_some_and(|stat| {
+            crate::cache::evict::evict(&self.dirs, &Candidate::artifact(key.clone(), &stat))
+        })
+    }
+
+    /// The space that files take and that may be given away.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// Notes that the remote confirmed the local file's version now.
     pub fn confirm(&self, key: &Key) {
         if self.writable {
-            meta::confirm(self.dirs.state.as_fd(), key);
+            meta::confirm(self.dirs.state.as_fd(), key, SystemTime::now());
         }
     }
 
     /// The artifacts in `dir` (`""` is the root): in the root every plain file that isn't hidden, below it only
     /// what we fetched, since other directories are other people's.
     pub fn names(&self, dir: &str) -> LocalNames {
-        let mut names = LocalNames::default();
-        let known = self.read_dir(&self.dirs.state, &Path::new("meta").join(dir)).unwrap_or_default();
-        for (name, kind) in known {
-            let Ok(key) = Key::in_dir(dir, &name) else { continue };
-            match kind {
-                Some(Type::Directory) => names.dirs.push(name),
-                _ if !dir.is_empty() && self.lookup(&key).is_some() => names.files.push(name),
-                _ => {}
-            }
-        }
-        if dir.is_empty() {
-            let files = self.read_dir(&self.dirs.root, Path::new("")).unwrap_or_default().into_iter();
-            let files = files.filter(|(name, kind)| match (Key::in_dir("", name), kind) {
-                (Ok(key), Some(Type::File)) => self.may_hold(&key),
-                // Some file systems don't tell the type.
-                (Ok(key), None) => self.lookup(&key).is_some(),
-                _ => false,
-            });
-            names.files.extend(files.map(|(name, _)| name));
-        }
-        names
+        self.dirs.names(dir)
     }
 
-    fn read_dir(&self, base: &OwnedFd, path: &Path) -> io::Result<Vec<(String, Option<Type>)>> {
-        let mut dir = Dir::from_fd(beneath::open_dir(base, path)?)?;
-        let entries = dir.iter().filter_map(|entry| {
-            let entry = entry.ok()?;
-            Some((entry.file_name().to_str().ok()?.to_owned(), entry.file_type()))
-        });
-        Ok(entries.collect())
-    }
-
-    /// The disk space of the artifacts in `dir` and below.
-    fn used_bytes(&self, dir: &str) -> u64 {
-        let names = self.names(dir);
-        let join = |name: &str| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
-        let blocks = |name: &String| {
-            let key = Key::in_dir(dir, name).ok()?;
-            let stat = fstat(self.open_at(&key, OFlag::O_PATH).ok()?).ok()?;
-            u64::try_from(stat.st_blocks).ok()
-        };
-        let files: u64 = names.files.iter().filter_map(blocks).sum::<u64>() * 512;
-        files + names.dirs.iter().map(|name| self.used_bytes(&join(name))).sum::<u64>()
-    }
-
-    fn open_at(&self, key: &Key, flags: OFlag) -> io::Result<OwnedFd> {
-        if !self.may_hold(key) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        beneath::open(&self.dirs.root, Path::new(key.as_str()), flags)
-    }
-
-    /// Whether `key`'s name in this directory is ours to use: not our mountpoint, and not hidden, since hidden
-    /// entries are other programs' (locks and temporary files of the shell layer).
-    fn may_hold(&self, key: &Key) -> bool {
-        let in_mount = self.mountpoint.as_deref().is_some_and(|m| {
-            let path = Path::new(key.as_str());
-            path.starts_with(m) || m.starts_with(path)
-        });
-        !in_mount && !key.as_str().starts_with('.')
+    /// Calls `visit` with each artifact. Takes a while: not for a session thread.
+    pub fn for_each(&self, visit: &mut dyn FnMut(Key)) {
+        self.dirs.walk("", &mut |key, _| visit(key));
     }
 
     /// Whether a file can be put under `key`'s name without replacing something that isn't an artifact.
     fn has_room_for_name(&self, key: &Key) -> bool {
-        match self.open_at(key, OFlag::O_PATH).and_then(|fd| Ok(fstat(&fd)?)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.may_hold(key),
+        match self.dirs.open_at(key, OFlag::O_PATH).and_then(|fd| Ok(fstat(&fd)?)) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.dirs.may_hold(key),
             Ok(stat) if is_file(&stat) => true,
             _ => {
-                let path = self.path.join(key.as_str());
+                let path = self.dirs.path.join(key.as_str());
                 log::warn!(
                     "{}: not kept, since something that isn't a plain file is in the way",
                     path.display()
@@ -325,74 +353,55 @@ impl CacheDir {
     }
 
     fn examine(&self, key: &Key, stat: &FileStat) -> Option<CachedFile> {
-        if !is_file(stat) {
-            return None;
-        }
         let size = u64::try_from(stat.st_size).ok()?;
-        let mtime_ns = mtime_ns(stat);
-        let known = meta::read(self.dirs.state.as_fd(), key);
-        if let Some((meta, confirmed)) = known.filter(|(m, _)| m.size == size && m.file_mtime_ns == mtime_ns)
-        {
-            let version = ObjectVersion {
-                key: key.clone(),
-                etag: ETag::new(&meta.etag),
-                size,
-                modified: meta.modified(),
-            };
-            let origin = Origin::Known { source: meta.source, confirmed };
-            return Some(CachedFile { version, origin, checksum: meta.checksum, id: FileId::of(stat) });
-        }
-        let etag = ETag::of_local_file(stat.st_ino, size, mtime_ns.into());
-        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(mtime_ns.try_into().unwrap_or(0));
-        let version = ObjectVersion { key: key.clone(), etag, size, modified };
-        Some(CachedFile { version, origin: Origin::Adopted, checksum: None, id: FileId::of(stat) })
+        let known = meta::read(self.dirs.state.as_fd(), key).filter(|(meta, _)| meta.size == size);
+        let (id, modified_ns) = (FileId::of(stat), mtime_ns(stat));
+        let origin = match known {
+            Some((meta, confirmed)) if is_file_of(&meta, stat) => {
+                let version = ObjectVersion {
+                    key: key.clone(),
+                    etag: ETag::new(&meta.etag),
+                    size,
+                    modified: meta.modified(),
+                    checksum: None,
+                };
+                let origin = Origin::Known { source: meta.source, confirmed };
+                return Some(CachedFile { version, origin, checksum: meta.checksum, id });
+            }
+            Some((meta, _)) if meta.checksum.is_some() => Origin::Touched,
+            _ => Origin::Adopted,
+        };
+        let etag = ETag::of_local_file(stat.st_ino, size, modified_ns.into());
+        let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(modified_ns.try_into().unwrap_or(0));
+        let version = ObjectVersion { key: key.clone(), etag, size, modified, checksum: None };
+        Some(CachedFile { version, origin, checksum: None, id })
     }
 }
 
-fn is_file(stat: &FileStat) -> bool {
-    stat.st_mode & libc::S_IFMT == libc::S_IFREG
+/// Whether `meta`, of the same size, speaks of the very file that has this `stat`.
+fn is_file_of(meta: &Meta, stat: &FileStat) -> bool {
+    meta.file_mtime_ns == mtime_ns(stat) && meta.file_inode.is_none_or(|inode| inode == stat.st_ino)
 }
 
-fn mtime_ns(stat: &FileStat) -> i64 {
-    stat.st_mtime * 1_000_000_000 + stat.st_mtime_nsec
+/// `mountpoint` relative to the cache directory at `path`, if it lies below it.
+fn within(path: &Path, mountpoint: &Path) -> Option<PathBuf> {
+    let real = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let relative = mountpoint.strip_prefix(path).or_else(|_| mountpoint.strip_prefix(&real)).ok()?;
+    (!relative.as_os_str().is_empty()).then(|| relative.to_owned())
 }
 
-/// Makes `.aztec-cache/` and what belongs in it, and checks that it and the cache directory can be written.
-fn prepare_state(root: &OwnedFd) -> io::Result<OwnedFd> {
-    let make = |dir: &OwnedFd, name: &str| match mkdirat(dir, name, Mode::S_IRWXU) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => beneath::open_dir(dir, Path::new(name)),
-        Err(e) => Err(e.into()),
-    };
-    let state = make(root, RESERVED)?;
-    for dir in [root, &state, &make(&state, "meta")?, &make(&state, PARTIALS)?] {
-        faccessat(dir, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
+/// A file read from its start, chunk by chunk.
+struct Paced<'a> {
+    file: &'a File,
+    at: u64,
+    pace: &'a mut dyn FnMut(u64),
+}
+
+impl Read for Paced<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read_at(buffer, self.at)?;
+        self.at += length as u64;
+        (self.pace)(length as u64);
+        Ok(length)
     }
-    write_format(&state)?;
-    Ok(state)
-}
-
-/// Writes the format version, if there is none yet.
-fn write_format(state: &OwnedFd) -> io::Result<()> {
-    match beneath::open(state, Path::new(FORMAT_FILE), OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL) {
-        Ok(fd) => io::Write::write_all(&mut File::from(fd), meta::FORMAT.as_bytes()),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(e) => Err(e),
-    }
-}
-
-/// Checks that the directory's format, if it has one yet, is ours.
-fn check_format(root: &OwnedFd) -> io::Result<()> {
-    let text = match beneath::open(root, &Path::new(RESERVED).join(FORMAT_FILE), OFlag::O_RDONLY) {
-        Ok(fd) => io::read_to_string(File::from(fd))?,
-        // None yet, or it can't be read: then nothing can be written beside it either.
-        Err(_) => return Ok(()),
-    };
-    // Empty: another process is about to write it, or a full disk kept it from doing so.
-    if text == meta::FORMAT || text.is_empty() {
-        return Ok(());
-    }
-    let text = text.trim().escape_debug().to_string();
-    Err(io::Error::other(format!(
-        "its format '{text}' is of a newer aztec-cache; use that one, or another --cache-dir"
-    )))
 }

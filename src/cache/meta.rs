@@ -7,17 +7,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{OFlag, renameat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::beneath;
 use crate::object::Key;
 
-/// The version of everything below `.aztec-cache/`. Bump it when a change makes older programs misread it.
-pub const FORMAT: &str = "1\n";
+/// The directory of the records, below the state directory.
+pub const DIR: &str = "meta";
 
 /// Where `key`'s metadata lies, below the state directory: the keys' own tree.
 pub fn path(key: &Key) -> PathBuf {
-    Path::new("meta").join(key.as_str())
+    Path::new(DIR).join(key.as_str())
 }
 
 /// The record beside a complete file.
@@ -32,9 +33,13 @@ pub struct Meta {
     /// The local file's modification time when it was published, in nanoseconds since 1970: a file with another
     /// time or size has been changed by someone else.
     pub file_mtime_ns: i64,
+    /// The local file's inode number, for the same reason. None in records of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_inode: Option<u64>,
     /// The remote it came from, or `adopted`.
     pub source: String,
-    /// `crc64nvme:` and the checksum in base64, as S3 spells it; None for files that were not fetched.
+    /// The checksum of its bytes as [`Checksum`](crate::checksum::Checksum) writes it; None for files that were not
+    /// fetched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
 }
@@ -78,12 +83,24 @@ pub fn write(state: BorrowedFd<'_>, key: &Key, meta: &Meta, temporary: &Path) ->
     renameat(state, temporary, dir.as_fd(), key.name()).map_err(io::Error::from)
 }
 
-/// Notes that the remote confirmed `key`'s version now.
-pub fn confirm(state: BorrowedFd<'_>, key: &Key) {
-    let confirmed = beneath::open(state, &path(key), OFlag::O_WRONLY)
-        .and_then(|fd| File::from(fd).set_modified(SystemTime::now()));
+/// Notes when the remote confirmed `key`'s version.
+pub fn confirm(state: BorrowedFd<'_>, key: &Key, at: SystemTime) {
+    let confirmed =
+        beneath::open(state, &path(key), OFlag::O_WRONLY).and_then(|fd| File::from(fd).set_modified(at));
     if let Err(e) = confirmed {
         log::debug!("{key}: can't note that it was confirmed: {e}");
+    }
+}
+
+/// Removes `key`'s record, if there is one.
+pub fn remove(state: BorrowedFd<'_>, key: &Key) {
+    let path = path(key);
+    let removed = beneath::open_dir(state, path.parent().unwrap_or(Path::new("")))
+        .and_then(|dir| Ok(unlinkat(dir, key.name(), UnlinkatFlags::NoRemoveDir)?));
+    if let Err(e) = removed
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        log::debug!("{key}: can't remove its metadata: {e}");
     }
 }
 
@@ -91,7 +108,7 @@ pub fn confirm(state: BorrowedFd<'_>, key: &Key) {
 mod tests {
     use super::*;
 
-    /// The format on disk. If this fails, either the change was not meant, or bump [`FORMAT`].
+    /// The format on disk. If this fails, either the change was not meant, or bump the format version.
     #[test]
     fn golden() {
         let meta = Meta {
@@ -99,12 +116,15 @@ mod tests {
             size: 7,
             modified_ns: 1_700_000_000_000_000_000,
             file_mtime_ns: 1_700_000_000_000_000_000,
+            file_inode: Some(12),
             source: "s3://bucket/prefix/".into(),
             checksum: Some("crc64nvme:AAAAAAAAAAA=".into()),
         };
-        let text = r#"{"etag":"\"abc\"","size":7,"modified_ns":1700000000000000000,"file_mtime_ns":1700000000000000000,"source":"s3://bucket/prefix/","checksum":"crc64nvme:AAAAAAAAAAA="}"#;
+        let text = r#"{"etag":"\"abc\"","size":7,"modified_ns":1700000000000000000,"file_mtime_ns":1700000000000000000,"file_inode":12,"source":"s3://bucket/prefix/","checksum":"crc64nvme:AAAAAAAAAAA="}"#;
         assert_eq!(serde_json::to_string(&meta).unwrap(), text);
         assert_eq!(serde_json::from_str::<Meta>(text).unwrap(), meta);
-        assert_eq!((FORMAT, path(&Key::new("a/b.zst").unwrap())), ("1\n", PathBuf::from("meta/a/b.zst")));
+        let older = text.replace(r#""file_inode":12,"#, "");
+        assert_eq!(serde_json::from_str::<Meta>(&older).unwrap(), Meta { file_inode: None, ..meta });
+        assert_eq!(path(&Key::new("a/b.zst").unwrap()), PathBuf::from("meta/a/b.zst"));
     }
 }

@@ -3,9 +3,19 @@
 
 mod beneath;
 mod dir;
+mod dirs;
+mod evict;
+mod format;
 mod meta;
 mod partial;
+mod progress;
+mod quarantine;
 mod space;
+mod sweep;
 
-pub use dir::{CacheDir, CachedFile, FileId, LocalNames, Origin};
-pub use partial::Partial;
+pub use dir::{CacheDir, CachedFile, FileId, Origin, Verdict};
+pub use dirs::LocalNames;
+pub use evict::Candidate;
+pub use partial::{Begun, Follower, Leader, Partial};
+pub use progress::Record;
+pub use space::Space;

@@ -1,88 +1,300 @@
-//! Whether a file may be kept: the disk's free space, the cache's cap, and what downloads under way have reserved.
+//! Room for files: the disk's free space, the cache's cap, and what goes when they are reached. All processes that share the
+//! directory take turns here, under one lock, so that together they keep the limits.
 
-use std::io;
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
 
+use nix::fcntl::OFlag;
+use nix::sys::stat::fstat;
 use nix::sys::statvfs::fstatvfs;
+use serde::{Deserialize, Serialize};
 
+use crate::cache::beneath;
+use crate::cache::dirs::{Dirs, allocated, mtime_ns};
+use crate::cache::evict::{self, Candidate};
 use crate::config::SpaceLimits;
+use crate::object::Key;
 
-/// The bytes that downloads under way will still need, and the limits.
+/// The file that processes lock to take turns, and that holds what they know of the space in use.
+const LEDGER: &str = "space";
+/// After so long the space in use is counted anew: shell scripts and people come and go without telling us.
+const RECOUNT: Duration = Duration::from_secs(60);
+
+/// The limits, and how to keep them.
 #[derive(Debug)]
 pub struct Space {
+    dirs: Arc<Dirs>,
     limits: SpaceLimits,
-    /// Guards only the sum; never held across I/O.
-    reserved: Mutex<u64>,
+    /// What may go, as counted last, first to go first. Guards only the list.
+    ranking: Mutex<VecDeque<Candidate>>,
+    evicted: AtomicU64,
+    said_full: AtomicBool,
 }
 
-/// A download's share of the disk; given back on drop.
-#[derive(Debug)]
-pub struct Reservation {
-    space: Arc<Space>,
+/// What is known of the space in use, shared by all processes.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ledger {
+    /// The disk space of artifacts, partial files (as long as they will be) and quarantined files.
     bytes: u64,
+    /// When it was counted, in seconds since 1970.
+    counted: u64,
+    /// The cache directory's modification time after our last change, in nanoseconds: with another one, someone else has
+    /// added or removed files.
+    root_mtime_ns: i64,
+}
+
+/// A turn at the ledger; ends on drop.
+struct Turn<'a> {
+    dirs: &'a Dirs,
+    file: File,
+}
+
+impl Turn<'_> {
+    fn read(&mut self) -> io::Result<Option<Ledger>> {
+        let mut text = String::new();
+        self.file.rewind()?;
+        self.file.read_to_string(&mut text)?;
+        Ok(serde_json::from_str(&text).ok())
+    }
+
+    fn write(&mut self, mut ledger: Ledger) -> io::Result<()> {
+        ledger.root_mtime_ns = root_mtime_ns(self.dirs)?;
+        let text = serde_json::to_vec(&ledger).map_err(io::Error::other)?;
+        self.file.rewind()?;
+        self.file.set_len(0)?;
+        self.file.write_all(&text)
+    }
+
+    /// Adds `change` to the bytes in use, if they are counted at all. To be called after the change.
+    fn note(&mut self, known: Option<Ledger>, change: i64) -> io::Result<()> {
+        match known {
+            Some(ledger) => {
+                let bytes = ledger.bytes.saturating_add_signed(change);
+                self.write(Ledger { bytes, ..ledger })
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Space {
-    pub fn new(limits: SpaceLimits) -> Arc<Space> {
-        Arc::new(Space { limits, reserved: Mutex::new(0) })
+    /// Keeps `limits` in `dirs`.
+    pub fn new(dirs: Arc<Dirs>, limits: SpaceLimits) -> Arc<Space> {
+        let (evicted, said_full) = (AtomicU64::new(0), AtomicBool::new(false));
+        Arc::new(Space { dirs, limits, ranking: Mutex::default(), evicted, said_full })
     }
 
-    /// Whether the cache has a cap, so that its use must be known.
-    pub fn is_capped(&self) -> bool {
-        self.limits.max_cache_size.is_some()
+    /// How many files this process has evicted.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Reserves `bytes` on the disk that holds `dir`, of which the cache uses `used` now. None, with the reason
-    /// in the log, when a limit would be passed.
-    pub fn reserve(
-        self: &Arc<Space>,
-        dir: impl AsFd,
-        bytes: u64,
-        used: u64,
-    ) -> io::Result<Option<Reservation>> {
-        let disk = fstatvfs(dir)?;
+    /// The cap in bytes, if there is one.
+    pub fn cap(&self) -> Option<u64> {
+        self.limits.max_cache_size
+    }
+
+    /// Makes `file`, a partial file, `size` bytes long, which all processes take for its reservation. Evicts what it takes.
+    /// False when a limit would be passed even so.
+    pub fn reserve(&self, file: &File, size: u64) -> io::Result<bool> {
+        let mut turn = self.turn()?;
+        let more = size.saturating_sub(file.metadata()?.len());
+        let known = match self.limits.max_cache_size {
+            None => turn.read()?.filter(|ledger| self.is_current(ledger)),
+            Some(cap) => {
+                let ledger = self.ledger(&mut turn)?;
+                let excess = ledger.bytes.saturating_add(more).saturating_sub(cap);
+                match self.evict(ledger, excess, size <= cap)? {
+                    Some(ledger) => Some(ledger),
+                    None => return self.refuse("--max-cache-size", size),
+                }
+            }
+        };
+        let missing = self.missing_on_disk(more)?;
+        let known = match (known, missing) {
+            (known, 0) => known,
+            (Some(ledger), missing) => match self.evict(ledger, missing, true)? {
+                Some(ledger) => Some(ledger),
+                None => return self.refuse("--min-free", size),
+            },
+            (None, missing) => {
+                let ledger = self.count()?;
+                match self.evict(ledger, missing, true)? {
+                    Some(_) => None,
+                    None => return self.refuse("--min-free", size),
+                }
+            }
+        };
+        file.set_len(size)?;
+        turn.note(known, i64::try_from(more).unwrap_or(i64::MAX))?;
+        Ok(true)
+    }
+
+    /// Frees `bytes` on the disk, which was found to be full. False when that much can't go.
+    pub fn relieve(&self, bytes: u64) -> io::Result<bool> {
+        let mut turn = self.turn()?;
+        let counted = turn.read()?.is_some();
+        let ledger = self.count()?;
+        let left = self.evict(ledger, bytes, true)?;
+        match left {
+            Some(ledger) if counted => turn.write(ledger).map(|()| true),
+            left => Ok(left.is_some()),
+        }
+    }
+
+    /// Runs `rename`, which puts the partial `file` under `key`'s name in place of any other.
+    pub fn publish(&self, key: &Key, file: &File, rename: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut turn = self.turn()?;
+        let known = turn.read()?.filter(|ledger| self.is_current(ledger));
+        let replaced = self.dirs.stat(key).map_or(0, |stat| allocated(&stat));
+        rename()?;
+        let meta = file.metadata()?;
+        let (reserved, takes) = (meta.len().max(meta.blocks() * 512), meta.blocks() * 512);
+        turn.note(known, signed(takes) - signed(reserved) - signed(replaced))
+    }
+
+    /// Runs `unlink`, which removes the partial `file`.
+    pub fn release(&self, file: &File, unlink: impl FnOnce()) {
+        let released = self.turn().and_then(|mut turn| {
+            let known = turn.read()?.filter(|ledger| self.is_current(ledger));
+            let meta = file.metadata()?;
+            unlink();
+            turn.note(known, -signed(meta.len().max(meta.blocks() * 512)))
+        });
+        if let Err(e) = released {
+            log::debug!("can't note that space was given back: {e}");
+        }
+    }
+
+    /// Evicts files, least recently used first, until at most `max` bytes are in use and none is left that was last used
+    /// before `oldest`. Tells `gone` of each; a dry run only tells. Returns the bytes freed.
+    pub fn prune(
+        &self,
+        max: Option<u64>,
+        oldest: Option<SystemTime>,
+        dry_run: bool,
+        gone: &mut dyn FnMut(&Candidate),
+    ) -> io::Result<u64> {
+        let mut turn = self.turn()?;
+        let counted = turn.read()?.is_some();
+        let mut ledger = self.count()?;
+        let candidates = std::mem::take(&mut *self.ranking());
+        let mut freed = 0;
+        for candidate in candidates {
+            let too_many = max.is_some_and(|max| ledger.bytes > max);
+            let too_old = oldest.is_some_and(|oldest| candidate.used < oldest);
+            if (too_many || too_old) && (dry_run || evict::evict(&self.dirs, &candidate)) {
+                gone(&candidate);
+                freed += candidate.bytes;
+                ledger.bytes = ledger.bytes.saturating_sub(candidate.bytes);
+            }
+        }
+        if counted && !dry_run {
+            turn.write(ledger)?;
+        }
+        Ok(freed)
+    }
+
+    /// Evicts until `excess` bytes are free. None, with nothing evicted, when it `may` not or there isn't that much.
+    fn evict(&self, mut ledger: Ledger, excess: u64, may: bool) -> io::Result<Option<Ledger>> {
+        let mut left = excess;
+        if !may {
+            return Ok(None);
+        }
+        // What was ranked earlier may have been used or removed since.
+        for _ in 0..2 {
+            if self.evictable() < left {
+                ledger = self.count()?;
+            }
+            if self.evictable() < left {
+                return Ok(None);
+            }
+            while left > 0 {
+                let Some(candidate) = self.ranking().pop_front() else { break };
+                if evict::evict(&self.dirs, &candidate) {
+                    log::info!("evicted {candidate}: {} bytes", candidate.bytes);
+                    self.evicted.fetch_add(1, Ordering::Relaxed);
+                    ledger.bytes = ledger.bytes.saturating_sub(candidate.bytes);
+                    left = left.saturating_sub(candidate.bytes);
+                }
+            }
+        }
+        Ok((left == 0).then_some(ledger))
+    }
+
+    fn evictable(&self) -> u64 {
+        self.ranking().iter().map(|candidate| candidate.bytes).sum()
+    }
+
+    /// How many bytes the disk lacks for `more` bytes to be written, with what is to stay free and what other partial files
+    /// will still take.
+    fn missing_on_disk(&self, more: u64) -> io::Result<u64> {
+        let disk = fstatvfs(&self.dirs.root)?;
         let available = disk.blocks_available() * disk.fragment_size();
         let keep_free = self.limits.min_free.bytes_of(disk.blocks() * disk.fragment_size());
-        let mut reserved = self.reserved.lock().unwrap_or_else(|e| e.into_inner());
-        let wanted = reserved.saturating_add(bytes);
-        if available.saturating_sub(wanted) < keep_free {
-            log::info!(
-                "not kept: of {available} bytes available, {wanted} would be taken, and --min-free keeps {keep_free}"
+        let wanted = more.saturating_add(keep_free).saturating_add(evict::unwritten(&self.dirs));
+        Ok(wanted.saturating_sub(available))
+    }
+
+    /// What is known of the space in use, counted anew if need be.
+    fn ledger(&self, turn: &mut Turn) -> io::Result<Ledger> {
+        let known = turn.read()?.filter(|ledger| {
+            let counted = SystemTime::UNIX_EPOCH + Duration::from_secs(ledger.counted);
+            self.is_current(ledger) && counted.elapsed().is_ok_and(|age| age < RECOUNT)
+        });
+        match known {
+            Some(ledger) => Ok(ledger),
+            None => self.count(),
+        }
+    }
+
+    fn is_current(&self, ledger: &Ledger) -> bool {
+        root_mtime_ns(&self.dirs).is_ok_and(|mtime| mtime == ledger.root_mtime_ns)
+    }
+
+    /// Counts the space in use, and ranks what may go.
+    fn count(&self) -> io::Result<Ledger> {
+        let (bytes, ranking) = evict::survey(&self.dirs);
+        *self.ranking() = ranking;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Ledger { bytes, counted: now.as_secs(), root_mtime_ns: root_mtime_ns(&self.dirs)? })
+    }
+
+    fn turn(&self) -> io::Result<Turn<'_>> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT;
+        let file = File::from(beneath::open(&self.dirs.state, Path::new(LEDGER), flags)?);
+        file.lock()?;
+        Ok(Turn { dirs: &self.dirs, file })
+    }
+
+    fn refuse(&self, limit: &str, size: u64) -> io::Result<bool> {
+        let dir = self.dirs.path.display();
+        if self.said_full.swap(true, Ordering::Relaxed) {
+            log::info!("{dir}: {size} bytes would pass {limit}: not kept");
+        } else {
+            log::warn!(
+                "{dir}: {size} bytes would pass {limit} and nothing more can be evicted: read without being kept, as \
+                 are others from now on; free space there or change the limit"
             );
-            return Ok(None);
         }
-        if self.limits.max_cache_size.is_some_and(|max| used.saturating_add(wanted) > max) {
-            log::info!("not kept: {bytes} bytes would pass --max-cache-size, with {used} bytes in use");
-            return Ok(None);
-        }
-        *reserved = wanted;
-        Ok(Some(Reservation { space: self.clone(), bytes }))
+        Ok(false)
+    }
+
+    fn ranking(&self) -> MutexGuard<'_, VecDeque<Candidate>> {
+        self.ranking.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        *self.space.reserved.lock().unwrap_or_else(|e| e.into_inner()) -= self.bytes;
-    }
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Free;
-
-    #[test]
-    fn reservations_count_until_dropped() {
-        let dir = tempfile::tempdir().unwrap();
-        let fd = std::fs::File::open(dir.path()).unwrap();
-        let space = Space::new(SpaceLimits { max_cache_size: Some(100), min_free: Free::Bytes(0) });
-        let first = space.reserve(&fd, 60, 0).unwrap().unwrap();
-        assert!(space.reserve(&fd, 60, 0).unwrap().is_none());
-        assert!(space.reserve(&fd, 40, 1).unwrap().is_none());
-        drop(first);
-        assert!(space.reserve(&fd, 60, 0).unwrap().is_some());
-        let space = Space::new(SpaceLimits { max_cache_size: None, min_free: Free::Bytes(u64::MAX) });
-        assert!(space.reserve(&fd, 1, 0).unwrap().is_none());
-    }
+fn root_mtime_ns(dirs: &Dirs) -> io::Result<i64> {
+    Ok(mtime_ns(&fstat(&dirs.root)?))
 }

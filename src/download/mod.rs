@@ -1,6 +1,10 @@
-//! One object version on its way to a file: workers fetch parts, readers wait for ranges.
+//! One object version on its way to a file: readers wait for ranges while this process fetches parts (`lead`), or another
+//! one does (`follow`).
 
 mod direct;
+mod follow;
+mod integrity;
+mod lead;
 mod parts;
 mod retry;
 
@@ -8,32 +12,32 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::cache::{CacheDir, Partial};
+use crate::answer::blocking;
+use crate::cache::{Begun, CacheDir, Follower, Partial};
 use crate::download::direct::DirectReader;
-use crate::download::parts::{Lease, PartMap, PartSizes};
-use crate::download::retry::RangeFetch;
+use crate::download::parts::{PartMap, PartSizes};
 use crate::error::{Error, Kind, Result};
 use crate::object::ObjectVersion;
 use crate::store::ObjectStore;
 
-/// Ranged GETs at once for one object.
-const WORKERS: usize = 16;
-/// Workers beyond those, each for a reader far from what is being fetched.
-const URGENT_WORKERS: usize = 4;
-/// Bytes gathered before a write, unless a reader waits for them or no more come for a while: each write costs two changes
-/// of threads.
-const WRITE: usize = 512 << 10;
-/// That while.
-const GATHER: Duration = Duration::from_millis(2);
+pub use integrity::Doubts;
+
+/// What downloads share.
+pub struct Resources {
+    /// Where files are kept, if anywhere.
+    pub cache: Option<Arc<CacheDir>>,
+    /// Bounds the ranged GETs of all downloads beyond each one's first.
+    pub budget: Arc<Semaphore>,
+    /// What is known against the remote's checksums.
+    pub doubts: Doubts,
+}
 
 /// A download under way, shared by its readers and its workers.
 pub struct Download {
@@ -42,12 +46,16 @@ pub struct Download {
     runtime: Handle,
     /// Set before the first byte arrives; never set when there is no room on disk.
     file: OnceLock<Arc<File>>,
+    /// The same file as long as it is ours to fill in the cache directory. Guards only the reference.
+    partial: Mutex<Option<Arc<Partial>>>,
     /// Guards the part map; never held across an await or I/O.
     map: Mutex<PartMap>,
     /// Guards the count of readers; taken alone.
     readers: Mutex<Readers>,
     /// Wakes [`Download::run`] when the last reader of a file that won't be kept goes.
     unread: Notify,
+    /// Whether this process fetches it.
+    leads: AtomicBool,
     urgent: AtomicUsize,
     direct: DirectReader,
 }
@@ -65,7 +73,9 @@ struct Readers {
 /// Where the bytes go.
 enum Target {
     /// Into the cache directory, to be published.
-    Cache(Partial),
+    Lead(Partial),
+    /// Into the cache directory, by another process.
+    Follow(Follower),
     /// Into an unlinked temporary file, for as long as somebody reads.
     Spool(File),
     /// Nowhere: no room on any disk.
@@ -79,12 +89,14 @@ impl Download {
     /// A download of `object` that nobody reads and nothing drives yet.
     pub fn new(object: ObjectVersion, store: Arc<dyn ObjectStore>, runtime: Handle) -> Arc<Download> {
         Arc::new(Download {
-            map: Mutex::new(PartMap::new(object.size, PartSizes::default())),
+            map: Mutex::new(PartMap::new(object.size, PartSizes::of(object.size))),
             direct: DirectReader::new(object.clone(), store.clone(), runtime.clone()),
             readers: Mutex::new(Readers { kept: true, ..Readers::default() }),
             unread: Notify::new(),
+            leads: AtomicBool::new(false),
             urgent: AtomicUsize::new(0),
             file: OnceLock::new(),
+            partial: Mutex::default(),
             object,
             store,
             runtime,
@@ -102,45 +114,24 @@ impl Download {
         Some(Reader(self.clone()))
     }
 
-    /// Fetches everything and publishes it in `cache`. Returns when nobody can gain from joining any more; whether it worked
-    /// is what the readers see. `budget` bounds the ranged GETs of all downloads beyond each one's first.
-    pub async fn run(self: Arc<Download>, cache: Option<Arc<CacheDir>>, budget: Arc<Semaphore>) {
-        let object = self.object.clone();
-        let target = spawn_blocking(move || Target::create(cache.as_deref(), &object)).await;
-        let partial = match target {
-            Ok(Target::Cache(partial)) => {
-                let _ = self.file.set(partial.file());
-                Some(partial)
-            }
+    /// Fetches everything and publishes it in the cache, or follows the process that does. Returns when nobody can gain from
+    /// joining any more; whether it worked is what the readers see.
+    pub async fn run(self: Arc<Download>, resources: Arc<Resources>) {
+        let (object, shared) = (self.object.clone(), resources.clone());
+        match blocking(move || Target::create(shared.cache.as_deref(), &object)).await {
+            Ok(Target::Lead(partial)) => self.lead(partial, &resources).await,
+            Ok(Target::Follow(follower)) => match self.follow(follower, &resources).await {
+                Ok(Some(partial)) => self.lead(partial, &resources).await,
+                Ok(None) => {}
+                Err(error) => self.fail(error),
+            },
             Ok(Target::Spool(file)) => {
                 let _ = self.file.set(Arc::new(file));
                 self.forget_when_unread();
-                None
+                self.spool(&resources).await;
             }
-            Ok(Target::Nowhere(error)) => return self.fail(error),
-            Err(e) => {
-                return self.fail(Error::new(
-                    Kind::Internal,
-                    format!("{}: a disk task failed: {e}", self.object.key),
-                ));
-            }
-        };
-        let mut workers = JoinSet::new();
-        workers.spawn(self.clone().work(None));
-        let parts = self.object.size.div_ceil(PartSizes::default().other) as usize;
-        for _ in 1..parts.min(WORKERS) {
-            workers.spawn(self.clone().work(Some(budget.clone())));
-        }
-        while let Some(ended) = workers.join_next().await {
-            if let Err(e) = ended {
-                self.fail(Error::new(Kind::Internal, format!("{}: a worker failed: {e}", self.object.key)));
-            }
-        }
-        self.wait_until_complete().await;
-        match (partial, self.checksum()) {
-            (Some(partial), Some(crc)) => self.publish(partial, crc).await,
-            (None, Some(_)) => self.wait_until_unread().await,
-            (_, None) => {}
+            Ok(Target::Nowhere(error)) => self.fail(error),
+            Err(error) => self.fail(error),
         }
     }
 
@@ -152,98 +143,6 @@ impl Download {
                 return;
             }
             unread.await;
-        }
-    }
-
-    /// The last parts may be with urgent workers.
-    async fn wait_until_complete(&self) {
-        let woken = self.map().wait(0..self.object.size);
-        if !self.map().is_complete() {
-            let _ = woken.await;
-        }
-    }
-
-    async fn publish(&self, partial: Partial, crc: u64) {
-        let checksum = format!("crc64nvme:{}", aws_smithy_types::base64::encode(crc.to_be_bytes()));
-        let source = self.store.url().to_owned();
-        let committed = spawn_blocking(move || partial.commit(&source, Some(checksum))).await;
-        let key = &self.object.key;
-        match committed {
-            Ok(Ok(())) => log::debug!("{key}: fetched, {} bytes", self.object.size),
-            Ok(Err(e)) => log::warn!("{key}: fetched, but can't be kept in the cache directory: {e}"),
-            Err(e) => log::debug!("{key}: fetched, but not kept: {e}"),
-        }
-    }
-
-    /// Fetches part after part until none is left, this download has failed, or nobody needs it. Takes a permit from
-    /// `budget`, if there is one, for each part.
-    async fn work(self: Arc<Download>, budget: Option<Arc<Semaphore>>) {
-        loop {
-            let _permit = match &budget {
-                Some(budget) => budget.acquire().await.ok(),
-                None => None,
-            };
-            if self.readers().abandoned {
-                return self.fail(unread());
-            }
-            let Some(lease) = self.map().lease() else { return };
-            if let Err(error) = self.fetch(&lease).await {
-                return self.fail(error);
-            }
-        }
-    }
-
-    async fn fetch(&self, lease: &Lease) -> Result<()> {
-        let mut fetch = RangeFetch::new(&*self.store, &self.object, lease.from..lease.end);
-        let mut at = lease.from;
-        while let Some(first) = fetch.next().await? {
-            let mut length = first.len();
-            let mut chunks = vec![first];
-            while length < WRITE
-                && let Some(chunk) = fetch.next_within(self.patience(lease)).await
-            {
-                length += chunk.len();
-                chunks.push(chunk);
-            }
-            let crc = self.write(chunks, at).await?;
-            at += length as u64;
-            self.map().advance(lease.part, length as u64, crc);
-            if self.readers().abandoned {
-                return Err(unread());
-            }
-            if self.map().failure().is_some() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// How long more bytes of `lease` are waited for before those that are here are written: not at all if a reader waits.
-    fn patience(&self, lease: &Lease) -> Duration {
-        if self.map().is_awaited(lease.part) { Duration::ZERO } else { GATHER }
-    }
-
-    /// Writes `chunks` at `at`; returns their CRC64NVME, of the bytes as they were received.
-    async fn write(&self, chunks: Vec<Bytes>, mut at: u64) -> Result<u64> {
-        let Some(file) = self.file.get().cloned() else {
-            return Err(Error::new(Kind::Internal, "a download without a file"));
-        };
-        let written = spawn_blocking(move || {
-            let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
-            for chunk in chunks {
-                digest.update(&chunk);
-                file.write_all_at(&chunk, at)?;
-                at += chunk.len() as u64;
-            }
-            io::Result::Ok(digest.finalize())
-        });
-        let key = &self.object.key;
-        match written.await {
-            Ok(written) => {
-                written.map_err(|e| Error::local(format!("{key}: can't write its local file"), &e))
-            }
-            // The daemon ends, most likely: nothing to tell anyone about the disk.
-            Err(e) => Err(Error::new(Kind::Internal, format!("{key}: a disk task failed: {e}"))),
         }
     }
 
@@ -272,8 +171,8 @@ impl Download {
         read_exact(file, range).map_err(|e| Error::local(format!("{key}: can't read its local file"), &e))
     }
 
-    fn checksum(&self) -> Option<u64> {
-        self.map().checksum()
+    fn partial(&self) -> MutexGuard<'_, Option<Arc<Partial>>> {
+        self.partial.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     fn map(&self) -> MutexGuard<'_, PartMap> {
@@ -284,21 +183,8 @@ impl Download {
         self.readers.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Gives a reader who waits for bytes that nobody fetches a worker of its own, if there aren't too many.
-    fn hurry(self: &Arc<Download>) {
-        let one_more = |n: usize| (n < URGENT_WORKERS).then_some(n + 1);
-        if self.urgent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
-            let download = self.clone();
-            self.runtime.spawn(async move {
-                let lease = download.map().lease();
-                if let Some(lease) = lease
-                    && let Err(error) = download.fetch(&lease).await
-                {
-                    download.fail(error);
-                }
-                download.urgent.fetch_sub(1, Ordering::Relaxed);
-            });
-        }
+    fn internal(&self, what: &str) -> Error {
+        Error::new(Kind::Internal, format!("{}: {what}", self.object.key))
     }
 }
 
@@ -310,7 +196,8 @@ fn unread() -> Error {
 impl Target {
     fn create(cache: Option<&CacheDir>, object: &ObjectVersion) -> Target {
         match cache.map(|cache| cache.begin(object)) {
-            Some(Ok(Some(partial))) => return Target::Cache(partial),
+            Some(Ok(Some(Begun::Lead(partial)))) => return Target::Lead(partial),
+            Some(Ok(Some(Begun::Follow(follower)))) => return Target::Follow(follower),
             Some(Err(e)) => log::warn!("{}: can't be kept in the cache directory: {e}", object.key),
             Some(Ok(None)) | None => {}
         }
@@ -343,7 +230,7 @@ impl Reader {
                 (Some(woken), map.has_unleased_wanted())
             }
         };
-        if hurry && self.0.file.get().is_some() {
+        if hurry {
             self.0.hurry();
         }
         let outcome = match woken {
@@ -355,9 +242,7 @@ impl Reader {
         match outcome {
             Ok(()) => {
                 let download = self.0.clone();
-                let read = spawn_blocking(move || download.read_file(&range));
-                read.await
-                    .unwrap_or_else(|e| Err(Error::new(Kind::Internal, format!("a disk task failed: {e}"))))
+                blocking(move || download.read_file(&range)).await?
             }
             Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::Local) => {
                 self.0.direct.read(range).await

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crc_fast::{CrcAlgorithm, checksum_combine};
 use tokio::sync::oneshot;
 
+use crate::checksum::combine_crc64nvme;
 use crate::error::{Error, Result};
 
 /// How an object is cut into parts; all in bytes.
@@ -13,15 +13,19 @@ use crate::error::{Error, Result};
 pub struct PartSizes {
     /// The first part, small: a reader gets its first bytes after one short request.
     pub first: u64,
-    /// Every other part, large: a request's round trip is small beside it at 50 to 100 MB/s.
+    /// Every other part.
     pub other: u64,
     /// A reader far ahead gets a part of its own that begins at a multiple of this.
     pub split: u64,
 }
 
-impl Default for PartSizes {
-    fn default() -> PartSizes {
-        PartSizes { first: 1 << 20, other: 8 << 20, split: 1 << 20 }
+impl PartSizes {
+    /// The sizes for an object of `size` bytes. Parts of 8 MiB: a request's round trip is small beside them at the 50 to 100
+    /// MB/s that S3 gives a connection. Smaller ones for what would else be spread over few connections.
+    pub fn of(size: u64) -> PartSizes {
+        const MIB: u64 = 1 << 20;
+        let other = (size / 16).next_multiple_of(MIB).clamp(2 * MIB, 8 * MIB);
+        PartSizes { first: MIB, other, split: MIB }
     }
 }
 
@@ -36,6 +40,8 @@ pub struct PartMap {
     /// Where the last reader was: what follows is wanted next.
     position: u64,
     failed: Option<Error>,
+    /// The bytes that are here turned out to be wrong.
+    condemned: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,8 @@ pub struct Lease {
     pub from: u64,
     /// Where it ends.
     pub end: u64,
+    /// The CRC64NVME of its bytes up to `from`.
+    pub crc: u64,
 }
 
 impl PartMap {
@@ -76,7 +84,8 @@ impl PartMap {
             parts.insert(start, Part { end, filled: start, leased: false, crc: 0 });
             start = end;
         }
-        PartMap { parts, sizes, waiters: Vec::new(), missing: size, position: 0, failed: None }
+        let (waiters, position) = (Vec::new(), 0);
+        PartMap { parts, sizes, waiters, missing: size, position, failed: None, condemned: false }
     }
 
     /// Whether all bytes are here.
@@ -102,10 +111,15 @@ impl PartMap {
         None
     }
 
-    /// Whether every byte of `range` is here. Notes that a reader is there.
+    /// How many bytes are not here yet.
+    pub fn missing(&self) -> u64 {
+        self.missing
+    }
+
+    /// Whether every byte of `range` is here, and right as far as that is known. Notes that a reader is there.
     pub fn contains(&mut self, range: &Range<u64>) -> bool {
         self.position = range.end;
-        self.first_missing(range).is_none()
+        !self.condemned && self.first_missing(range).is_none()
     }
 
     /// Resolves when every byte of `range` is here, or the download has failed.
@@ -163,7 +177,7 @@ impl PartMap {
         };
         let part = self.parts.get_mut(&start)?;
         part.leased = true;
-        Some(Lease { part: start, from: part.filled, end: part.end })
+        Some(Lease { part: start, from: part.filled, end: part.end, crc: part.crc })
     }
 
     /// Cuts the unleased part around `offset` so that one begins near it; returns where that one starts.
@@ -181,18 +195,52 @@ impl PartMap {
         cut
     }
 
-    /// Notes that the next `length` bytes of the leased part that starts at `start` are in the file, with their
-    /// CRC64NVME, and wakes whoever waited for them.
-    pub fn advance(&mut self, start: u64, length: u64, crc: u64) {
+    /// Notes that the leased part that starts at `start` is in the file up to `filled`, with the CRC64NVME of that much of it,
+    /// and wakes whoever waited for it.
+    pub fn advance(&mut self, start: u64, filled: u64, crc: u64) {
         let Some(part) = self.parts.get_mut(&start) else { return };
-        debug_assert!(part.leased && part.filled + length <= part.end);
-        part.crc = if part.filled == start {
-            crc
-        } else {
-            checksum_combine(CrcAlgorithm::Crc64Nvme, part.crc, crc, length)
+        debug_assert!((part.filled..=part.end).contains(&filled));
+        self.missing -= filled - part.filled;
+        (part.filled, part.crc) = (filled, crc);
+        self.wake();
+    }
+
+    /// Notes that the bytes `start..filled`, with this CRC64NVME, are in the file by the work of another process, which may
+    /// have cut the object into parts in its own way. What overlaps a part that has bytes already, other than at their
+    /// common start, is ignored.
+    pub fn insert(&mut self, start: u64, filled: u64, crc: u64) {
+        if self.parts.get(&start).is_some_and(|part| filled <= part.end) {
+            if self.parts.get(&start).is_some_and(|part| part.filled < filled) {
+                self.advance(start, filled, crc);
+            }
+            return;
+        }
+        let Some((before, part)) = self.part_at(start) else { return };
+        let last = self.parts.range(before..filled).next_back().map_or(0, |(_, part)| part.end);
+        let free = |(at, part): (&u64, &Part)| {
+            // The first may have bytes before `start`, or fewer than this from it on.
+            !part.leased
+                && if *at < start { part.filled <= start } else { part.filled == *at || *at == start }
         };
-        part.filled += length;
-        self.missing -= length;
+        if filled > last || (part.leased && before != start) || !self.parts.range(before..filled).all(free) {
+            return;
+        }
+        let known = self.parts.get(&start).map_or(0, |part| part.filled - start);
+        let covered: Vec<u64> = self.parts.range(start..filled).map(|(at, _)| *at).collect();
+        for at in covered {
+            self.parts.remove(&at);
+        }
+        if before < start
+            && let Some(part) = self.parts.get_mut(&before)
+        {
+            part.end = start;
+        }
+        self.parts.insert(start, Part { end: last, filled, leased: false, crc });
+        self.missing -= filled - start - known;
+        self.wake();
+    }
+
+    fn wake(&mut self) {
         let waiters = std::mem::take(&mut self.waiters);
         for waiter in waiters {
             if self.first_missing(&waiter.range).is_none() {
@@ -201,6 +249,12 @@ impl PartMap {
                 self.waiters.push(waiter);
             }
         }
+    }
+
+    /// Ends the download since the bytes that are here are wrong: nobody gets any more of them.
+    pub fn condemn(&mut self, error: Error) {
+        self.condemned = true;
+        self.fail(error);
     }
 
     /// Ends the download early: who waits, or comes to wait, gets `error`. Bytes that are here stay readable.
@@ -213,9 +267,7 @@ impl PartMap {
 
     /// The CRC64NVME of the whole object, once complete.
     pub fn checksum(&self) -> Option<u64> {
-        let combine = |crc, (start, part): (&u64, &Part)| {
-            checksum_combine(CrcAlgorithm::Crc64Nvme, crc, part.crc, part.end - start)
-        };
+        let combine = |crc, (start, part): (&u64, &Part)| combine_crc64nvme(crc, part.crc, part.end - start);
         self.is_complete().then(|| self.parts.iter().fold(0, combine))
     }
 }
@@ -225,16 +277,17 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::checksum::extend_crc64nvme;
     use crate::error::Kind;
 
     fn crc(data: &[u8]) -> u64 {
-        crc_fast::checksum(CrcAlgorithm::Crc64Nvme, data)
+        extend_crc64nvme(0, data)
     }
 
     #[test]
     fn the_first_part_is_small_and_readers_ahead_get_their_own() {
-        let mut map = PartMap::new(100 << 20, PartSizes::default());
-        assert_eq!(map.lease(), Some(Lease { part: 0, from: 0, end: 1 << 20 }));
+        let mut map = PartMap::new(200 << 20, PartSizes::of(200 << 20));
+        assert_eq!(map.lease(), Some(Lease { part: 0, from: 0, end: 1 << 20, crc: 0 }));
         let _woken = map.wait((50 << 20) + 5..(50 << 20) + 10);
         assert!(map.has_unleased_wanted());
         let lease = map.lease().unwrap();
@@ -245,21 +298,21 @@ mod tests {
 
     #[test]
     fn what_follows_the_reader_comes_next() {
-        let mut map = PartMap::new(100 << 20, PartSizes::default());
+        let mut map = PartMap::new(200 << 20, PartSizes::of(200 << 20));
         assert!(!map.contains(&(30 << 20..31 << 20)));
         assert_eq!(map.lease().unwrap().from, 25 << 20);
     }
 
     #[test]
     fn an_empty_object_is_complete() {
-        let mut map = PartMap::new(0, PartSizes::default());
+        let mut map = PartMap::new(0, PartSizes::of(0));
         assert!(map.is_complete() && map.contains(&(0..0)));
         assert_eq!((map.lease(), map.checksum()), (None, Some(0)));
     }
 
     #[test]
     fn failure_reaches_those_who_wait_and_those_who_come() {
-        let mut map = PartMap::new(10, PartSizes::default());
+        let mut map = PartMap::new(10, PartSizes::of(10));
         let mut before = map.wait(0..5);
         map.fail(Error::new(Kind::Remote, "x"));
         let mut after = map.wait(0..5);
@@ -298,9 +351,10 @@ mod tests {
                         let range = lease.from..lease.from + length;
                         prop_assert!(!has(&here, range.start) && !has(&here, range.end - 1));
                         let data: Vec<u8> = range.clone().map(byte).collect();
-                        map.advance(lease.part, length, crc(&data));
-                        here.push(range);
+                        lease.crc = extend_crc64nvme(lease.crc, &data);
                         lease.from += length;
+                        map.advance(lease.part, lease.from, lease.crc);
+                        here.push(range);
                         if lease.from == lease.end {
                             leases.swap_remove(index);
                         }
@@ -315,12 +369,47 @@ mod tests {
             }
             while let Some(lease) = leases.pop().or_else(|| map.lease()) {
                 let data: Vec<u8> = (lease.from..lease.end).map(byte).collect();
-                map.advance(lease.part, data.len() as u64, crc(&data));
+                map.advance(lease.part, lease.end, extend_crc64nvme(lease.crc, &data));
             }
             prop_assert!(map.is_complete());
             let whole: Vec<u8> = (0..size).map(byte).collect();
             prop_assert_eq!(map.checksum(), Some(crc(&whole)));
             prop_assert!(waiting.iter_mut().all(|(_, woken)| woken.try_recv().is_ok()));
+        }
+
+        /// Whatever another process has put into the file, in parts of any size: what it has is here, the rest is fetched,
+        /// and the checksum is the object's.
+        #[test]
+        fn what_another_process_brought_is_not_fetched_again(
+            size in 1u64..2_000,
+            cuts in prop::collection::btree_set(0u64..2_000, 0..20),
+            fill in prop::collection::vec(0u64..200, 20),
+            in_order in any::<bool>(),
+        ) {
+            let mut map = PartMap::new(size, PartSizes { first: 10, other: 80, split: 10 });
+            let byte = |offset: u64| (offset.wrapping_mul(31) % 251) as u8;
+            let data = |range: Range<u64>| range.map(byte).collect::<Vec<u8>>();
+            let cuts: Vec<u64> = cuts.into_iter().filter(|cut| *cut < size).chain([size]).collect();
+            let mut records: Vec<Range<u64>> =
+                cuts.windows(2).zip(&fill).map(|(w, n)| w[0]..w[1].min(w[0] + n)).filter(|r| !r.is_empty()).collect();
+            if !in_order {
+                records.reverse();
+            }
+            for record in &records {
+                // As it came: first half of it, then all.
+                let half = record.start..record.start.midpoint(record.end).max(record.start + 1);
+                map.insert(half.start, half.end, crc(&data(half.clone())));
+                map.insert(record.start, record.end, crc(&data(record.clone())));
+                prop_assert!(map.contains(record), "{record:?}");
+            }
+            let mut fetched = 0;
+            while let Some(lease) = map.lease() {
+                prop_assert!(records.iter().all(|r| r.end <= lease.from || lease.end <= r.start));
+                fetched += lease.end - lease.from;
+                map.advance(lease.part, lease.end, extend_crc64nvme(lease.crc, &data(lease.from..lease.end)));
+            }
+            prop_assert_eq!(fetched, size - records.iter().map(|r| r.end - r.start).sum::<u64>());
+            prop_assert_eq!(map.checksum(), Some(crc(&data(0..size))));
         }
     }
 }

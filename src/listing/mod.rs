@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use lru::LruCache;
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 
+use crate::answer::blocking;
 use crate::cache::LocalNames;
 use crate::coherence::{Coherence, Local, Served};
 use crate::error::{Error, Kind, Result};
@@ -178,7 +178,9 @@ impl Load {
         blocking(move || {
             listing.add(files.iter().filter_map(|name| {
                 match inner.coherence.local(&Key::in_dir(&dir, name).ok()?) {
-                    Local::Serve(file) | Local::Ask(file) => Some(Entry::File(file.into())),
+                    Local::Serve(file) | Local::Ask(file) | Local::Verify(file) => {
+                        Some(Entry::File(file.into()))
+                    }
                     Local::Nothing => None,
                 }
             }));
@@ -206,7 +208,7 @@ impl Inner {
             let ListedObject { etag, size, modified, .. } = object;
             entries.push(Entry::File(match local {
                 Local::Serve(file) => file.into(),
-                _ => Served::Remote(ObjectVersion { key, etag, size, modified }),
+                _ => Served::Remote(ObjectVersion { key, etag, size, modified, checksum: None }),
             }));
         }
         entries
@@ -245,8 +247,4 @@ impl Inner {
             }
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    spawn_blocking(work).await.map_err(|e| Error::new(Kind::Internal, format!("a disk task failed: {e}")))
 }

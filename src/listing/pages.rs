@@ -193,7 +193,13 @@ mod tests {
 
     fn file(name: &str) -> Entry {
         let (key, etag) = (Key::new(name).unwrap(), ETag::new("x"));
-        Entry::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified: SystemTime::UNIX_EPOCH }))
+        Entry::File(Served::Remote(ObjectVersion {
+            key,
+            etag,
+            size: 1,
+            modified: SystemTime::UNIX_EPOCH,
+            checksum: None,
+        }))
     }
 
     fn names(listing: &Listing) -> Vec<String> {

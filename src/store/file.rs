@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
 
+use crate::answer::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::store::{Body, ListedObject, ObjectStore, Page};
@@ -48,9 +49,15 @@ impl ObjectStore for FileStore {
             if !meta.is_file() {
                 return Err(Error::new(Kind::NotFound, format!("{}: not a file", path.display())));
             }
-            Ok(ObjectVersion { key, etag: etag(&meta), size: meta.len(), modified: modified(&meta) })
+            Ok(ObjectVersion {
+                key,
+                etag: etag(&meta),
+                size: meta.len(),
+                modified: modified(&meta),
+                checksum: None,
+            })
         })
-        .await
+        .await?
     }
 
     async fn list(&self, dir: &str, _token: Option<String>, limit: u16) -> Result<Page> {
@@ -61,7 +68,7 @@ impl ObjectStore for FileStore {
             Err(e) => Err(io_error(&path, &e)),
             Ok(page) => Ok(page),
         })
-        .await
+        .await?
     }
 
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
@@ -70,15 +77,17 @@ impl ObjectStore for FileStore {
             let file = File::open(&path).map_err(|e| io_error(&path, &e))?;
             Ok(Arc::new(Source { file, path, etag: object.etag }))
         })
-        .await
-        .map_err(|e| if e.kind() == Kind::NotFound { Error::new(Kind::Changed, e.to_string()) } else { e })?;
+        .await?
+        .map_err(|e: Error| {
+            if e.kind() == Kind::NotFound { Error::new(Kind::Changed, e.to_string()) } else { e }
+        })?;
         Ok(Body::new(stream::try_unfold((file, range), |(file, range)| async move {
             if range.is_empty() {
                 return Ok(None);
             }
             let end = range.end.min(range.start + CHUNK);
             let source = file.clone();
-            let chunk = blocking(move || source.read(range.start..end)).await?;
+            let chunk = blocking(move || source.read(range.start..end)).await??;
             Ok(Some((chunk, (file, end..range.end))))
         })))
     }
@@ -153,10 +162,4 @@ fn io_error(path: &Path, error: &io::Error) -> Error {
         _ => Kind::Remote,
     };
     Error::new(kind, format!("{}: {error}", path.display()))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|e| Err(Error::new(Kind::Internal, format!("a file task failed: {e}"))))
 }

@@ -29,6 +29,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// `NotFound` also when the remote hides whether the key exists, as S3 does from those who may not list.
     async fn head(&self, key: &Key) -> Result<ObjectVersion>;
 
+    /// How large the parts are that this version was uploaded in (the last may be smaller), in bytes; None when that isn't
+    /// known. A checksum of parts takes it.
+    async fn part_size(&self, _object: &ObjectVersion) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
     /// One page, of at most `limit` entries, of the directory `dir` (`""` or without a trailing slash), from
     /// the page after `token` on.
     ///

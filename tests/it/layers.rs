@@ -6,7 +6,8 @@ use std::path::Path;
 
 /// Each module with what it imports. A module stands below everything that it imports, so there are no circles.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("object", &[]),
+    ("checksum", &[]),
+    ("object", &["checksum"]),
     ("error", &[]),
     ("errno", &["error"]),
     ("answer", &["error"]),
@@ -16,12 +17,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("logging", &["config", "error"]),
     ("daemon", &["error"]),
     ("mountpoint", &["error"]),
-    ("store", &["config", "error", "object"]),
-    ("cache", &["config", "error", "object"]),
+    ("store", &["answer", "checksum", "config", "error", "object"]),
+    ("cache", &["checksum", "config", "error", "object"]),
     ("coherence", &["cache", "error", "object"]),
-    ("download", &["cache", "error", "object", "single_flight", "store"]),
+    ("download", &["answer", "cache", "checksum", "error", "object", "single_flight", "store"]),
     ("fetch", &["cache", "download", "object", "store"]),
-    ("listing", &["cache", "coherence", "error", "object", "single_flight", "store"]),
+    ("listing", &["answer", "cache", "coherence", "error", "object", "single_flight", "store"]),
     ("lookup", &["answer", "coherence", "error", "listing", "object", "single_flight", "store"]),
     ("nodes", &["coherence", "object"]),
     ("handles", &["answer", "download", "error", "fetch", "listing", "object"]),

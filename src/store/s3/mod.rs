@@ -5,20 +5,22 @@ mod connector;
 mod failure;
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
-use aws_sdk_s3::types::EncodingType;
+use aws_sdk_s3::types::{ChecksumMode, EncodingType};
 use bytes::Bytes;
 use futures_util::stream;
 use percent_encoding::percent_decode_str;
 use tokio::sync::OnceCell;
 
+use crate::checksum::{Algorithm, Checksum};
 use crate::config::S3Options;
 use crate::error::{Error, Kind, Result, chain};
 use crate::object::{ETag, Key, ObjectVersion};
@@ -150,6 +152,7 @@ impl ObjectStore for S3Store {
         let client = self.client().await;
         let what = self.what(key);
         let request = client.sdk.head_object().bucket(&self.bucket).key(self.full_key(key));
+        let request = request.checksum_mode(ChecksumMode::Enabled);
         let head = match request.send().await.map_err(|e| Failure::new(&e, &what)) {
             Ok(head) => head,
             Err(failure) if failure.error.kind() == Kind::AccessDenied => {
@@ -168,7 +171,18 @@ impl ObjectStore for S3Store {
             etag: ETag::new(etag),
             size: u64::try_from(size).map_err(|_| not_s3(&what, "a negative length"))?,
             modified: system_time(head.last_modified()),
+            checksum: offered_checksum(&head).map(Arc::new),
         })
+    }
+
+    async fn part_size(&self, object: &ObjectVersion) -> Result<Option<u64>> {
+        let client = self.client().await;
+        let request = client.sdk.head_object().bucket(&self.bucket).key(self.full_key(&object.key));
+        let request = request.if_match(object.etag.as_str()).part_number(1);
+        let head = request.send().await.map_err(|e| Failure::new(&e, &self.what(&object.key)).error)?;
+        let size = head.content_length().and_then(|size| u64::try_from(size).ok());
+        // Servers that don't know parts answer with the whole.
+        Ok(size.filter(|size| *size > 0 && (*size < object.size || head.parts_count() == Some(1))))
     }
 
     async fn list(&self, dir: &str, token: Option<String>, limit: u16) -> Result<Page> {
@@ -221,6 +235,19 @@ impl ObjectStore for S3Store {
         let skip = check_answer(&output, object, &range, &what)?;
         Ok(body(output.body, skip, range.end - range.start, what))
     }
+}
+
+/// The best checksum that the answer holds: one of all bytes before one of the parts' checksums.
+fn offered_checksum(head: &HeadObjectOutput) -> Option<Checksum> {
+    let offered = [
+        (Algorithm::Crc64Nvme, head.checksum_crc64_nvme()),
+        (Algorithm::Sha256, head.checksum_sha256()),
+        (Algorithm::Sha1, head.checksum_sha1()),
+        (Algorithm::Crc32c, head.checksum_crc32_c()),
+        (Algorithm::Crc32, head.checksum_crc32()),
+    ];
+    let offered = offered.into_iter().filter_map(|(algorithm, text)| Checksum::from_header(algorithm, text?));
+    offered.min_by_key(Checksum::is_composite)
 }
 
 /// Checks that the answer to a ranged GET is what was asked for; returns how many bytes of its body come before

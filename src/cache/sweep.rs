@@ -1,0 +1,72 @@
+//! Removes what nobody will come back for: nothing of ours grows without bound.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::dir::Type;
+use nix::fcntl::OFlag;
+
+use crate::cache::dirs::{Dirs, read_dir};
+use crate::cache::{beneath, meta, partial, quarantine};
+use crate::object::Key;
+
+/// An interrupted download can be gone on with for so long.
+const PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
+/// Damaged files can be looked at for so long.
+const QUARANTINE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Metadata is written shortly before its file gets its name, and to a temporary file shortly before that.
+const METADATA_AGE: Duration = Duration::from_secs(3600);
+
+/// Walks our own directories and removes what is too old. Files that a process is working on are locked, or young.
+pub fn sweep(dirs: &Dirs) {
+    remove_old(dirs, partial::DIR, |path| match path.extension() {
+        None => PARTIAL_AGE,
+        Some(_) => METADATA_AGE,
+    });
+    remove_old(dirs, quarantine::DIR, |_| QUARANTINE_AGE);
+    remove_orphans(dirs, "");
+}
+
+/// Removes the unlocked files of `dir` that were last written longer ago than `age` says.
+fn remove_old(dirs: &Dirs, dir: &str, age: impl Fn(&Path) -> Duration) {
+    for (name, _) in read_dir(&dirs.state, Path::new(dir)).unwrap_or_default() {
+        let path = Path::new(dir).join(name);
+        // A progress file is removed with its partial file; alone, it is of no use.
+        let owner = path.with_extension("");
+        if path.extension().is_some_and(|extension| extension == partial::PROGRESS) && exists(dirs, &owner) {
+            continue;
+        }
+        if is_old(dirs, &path, age(&path)) {
+            log::info!("removing {}, which nobody came back for", dirs.path.join(&path).display());
+            partial::unlink(dirs, &path);
+            if path.extension().is_none() {
+                partial::unlink(dirs, &partial::progress_of(&path));
+            }
+        }
+    }
+}
+
+fn is_old(dirs: &Dirs, path: &Path, age: Duration) -> bool {
+    let Ok(fd) = beneath::open(&dirs.state, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK) else { return false };
+    let file = File::from(fd);
+    let written = file.metadata().and_then(|meta| meta.modified());
+    written.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed > age)) && file.try_lock().is_ok()
+}
+
+fn exists(dirs: &Dirs, path: &Path) -> bool {
+    beneath::open(&dirs.state, path, OFlag::O_PATH).is_ok()
+}
+
+/// Removes the metadata of files that are gone, in `dir` and below.
+fn remove_orphans(dirs: &Dirs, dir: &str) {
+    for (name, kind) in read_dir(&dirs.state, &Path::new(meta::DIR).join(dir)).unwrap_or_default() {
+        let Ok(key) = Key::in_dir(dir, &name) else { continue };
+        if kind == Some(Type::Directory) {
+            remove_orphans(dirs, key.as_str());
+        } else if dirs.stat(&key).is_none() && is_old(dirs, &meta::path(&key), METADATA_AGE) {
+            meta::remove(dirs.state.as_fd(), &key);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Whether what was fetched is what the remote says it has.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::answer::blocking;
+use crate::checksum::Checksum;
+use crate::error::{Error, Kind, Result};
+use crate::object::{ETag, Key, ObjectVersion};
+use crate::store::ObjectStore;
+
+/// What is known against checksums: an ETag is an MD5 with S3 itself, but not with every server, and a checksum of parts can
+/// only be computed when the parts' sizes are known.
+#[derive(Debug, Default)]
+pub struct Doubts {
+    /// Versions that didn't fit a checksum of that kind, with the CRC64NVME that they had. Guards only the table.
+    misfits: Mutex<HashMap<(Key, ETag), u64>>,
+    /// Versions whose bytes were found to be wrong after some of them had been given out. Guards only the set.
+    damaged: Mutex<HashSet<(Key, ETag)>>,
+    not_md5: AtomicBool,
+}
+
+/// What bytes can be compared with.
+enum Evidence {
+    /// The server's own word.
+    Offered(Arc<Checksum>),
+    /// What the ETag looks like.
+    ETag(Checksum),
+    Nothing,
+}
+
+impl Doubts {
+    /// Compares `file`, which holds all bytes of `object`, with the checksum that the server told, or else with its ETag.
+    /// `crc` is the bytes' CRC64NVME as they were received. Other checksums take another look at the file.
+    ///
+    /// # Errors
+    /// `Damaged` when the bytes are others. Once the same bytes came twice, a checksum that can be doubted is no
+    /// evidence against them.
+    pub async fn check(
+        &self,
+        object: &ObjectVersion,
+        crc: u64,
+        file: &Arc<File>,
+        store: &dyn ObjectStore,
+    ) -> Result<()> {
+        let (checksum, certain) = match self.evidence(object) {
+            Evidence::Nothing => return Ok(()),
+            Evidence::Offered(checksum) if checksum.as_crc64nvme().is_some() => {
+                let fits = checksum.as_crc64nvme() == Some(crc);
+                return if fits { Ok(()) } else { Err(self.damaged(object, &checksum)) };
+            }
+            Evidence::Offered(checksum) => (checksum.clone(), !checksum.is_composite()),
+            Evidence::ETag(checksum) => (Arc::new(checksum), false),
+        };
+        let part_size = match checksum.is_composite() {
+            false => u64::MAX,
+            true => match store.part_size(object).await {
+                Ok(Some(size)) => size,
+                other => {
+                    log::debug!("{}: the size of its parts isn't known: {other:?}", object.key);
+                    return Ok(());
+                }
+            },
+        };
+        let (whole, offered) = (file.clone(), checksum.clone());
+        let fits = blocking(move || offered.fits(FromStart { file: &whole, at: 0 }, part_size)).await?;
+        match fits.map_err(|e| Error::local(format!("{}: can't read its local file", object.key), &e))? {
+            true => Ok(()),
+            false if !certain && self.is_known_misfit(object, crc) => {
+                if !self.not_md5.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "{}{}: the same bytes came twice and don't fit {checksum}, which is no checksum of them then; \
+                         ETags of this remote are not used as such from now on",
+                        store.url(),
+                        object.key
+                    );
+                }
+                Ok(())
+            }
+            false => Err(self.damaged(object, &checksum)),
+        }
+    }
+
+    fn evidence(&self, object: &ObjectVersion) -> Evidence {
+        match &object.checksum {
+            Some(checksum) => Evidence::Offered(checksum.clone()),
+            None if self.not_md5.load(Ordering::Relaxed) => Evidence::Nothing,
+            None => match Checksum::of_etag(object.etag.as_str()) {
+                Some(checksum) if !checksum.is_composite() => Evidence::ETag(checksum),
+                _ => Evidence::Nothing,
+            },
+        }
+    }
+
+    fn is_known_misfit(&self, object: &ObjectVersion, crc: u64) -> bool {
+        let mut misfits = self.misfits.lock().unwrap_or_else(|e| e.into_inner());
+        misfits.insert((object.key.clone(), object.etag.clone()), crc) == Some(crc)
+    }
+
+    fn damaged(&self, object: &ObjectVersion, checksum: &Checksum) -> Error {
+        self.damaged_set().insert((object.key.clone(), object.etag.clone()));
+        let key = &object.key;
+        Error::new(
+            Kind::Damaged,
+            format!("{key}: what was fetched does not fit its checksum, {checksum}; open it again"),
+        )
+    }
+
+    /// Whether bytes of `object` were found to be wrong since this was last asked.
+    pub fn take_damaged(&self, object: &ObjectVersion) -> bool {
+        let mut damaged = self.damaged_set();
+        // Nearly always empty.
+        !damaged.is_empty() && damaged.remove(&(object.key.clone(), object.etag.clone()))
+    }
+
+    fn damaged_set(&self) -> MutexGuard<'_, HashSet<(Key, ETag)>> {
+        self.damaged.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// A shared file read from its start.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.file.read_at(buffer, self.at)?;
+        self.at += length as u64;
+        Ok(length)
+    }
+}
