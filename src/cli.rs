@@ -116,6 +116,23 @@ pub struct RemoteArgs {
     /// Name the bucket in the path instead of the host, also without an endpoint URL
     #[arg(long)]
     pub force_path_style: bool,
+
+    /// How long a connection may take to be made; what is slower is down [env: S3_BUILD_CACHE_AWS_PARAMS] [default: 3s]
+    #[arg(long, value_name = "DURATION")]
+    pub connect_timeout: Option<String>,
+
+    /// How long an answer may take to begin, each time it is asked for [env: S3_BUILD_CACHE_AWS_PARAMS] [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub first_byte_timeout: Option<String>,
+
+    /// How long more bytes of an answer may take to come [env: S3_BUILD_CACHE_AWS_PARAMS] [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    pub stall_timeout: Option<String>,
+
+    /// How often a request is made in a row that brings nothing, 1 to 20; the pauses between are random and grow
+    /// [default: 7]
+    #[arg(long, value_name = "N")]
+    pub attempts: Option<u32>,
 }
 
 /// Flags about the local cache.
@@ -126,15 +143,20 @@ pub struct CacheArgs {
     #[arg(long, value_name = "DIR", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub cache_dir: Option<PathBuf>,
 
-    /// Keep no file that would make the cache larger than SIZE (10GB, 500MiB); such files are read without being
-    /// kept [env: AZTEC_CACHE_MAX_SIZE] [default: no cap]
+    /// Keep the cache below SIZE (10GB, 500MiB): what was used least recently goes; a file that can never fit is read
+    /// without being kept [env: AZTEC_CACHE_MAX_SIZE] [default: no cap]
     #[arg(long, value_name = "SIZE")]
     pub max_cache_size: Option<String>,
 
-    /// Keep no file that would leave less than SIZE or PERCENT of the disk free; such files are read without being
-    /// kept [env: AZTEC_CACHE_MIN_FREE] [default: 5%]
+    /// Keep SIZE or PERCENT of the disk free: what was used least recently goes, and if that isn't enough, files are read
+    /// without being kept [env: AZTEC_CACHE_MIN_FREE] [default: 5%]
     #[arg(long, value_name = "SIZE|PERCENT")]
     pub min_free: Option<String>,
+
+    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
+    /// [env: AZTEC_CACHE_SCRUB] [default: never]
+    #[arg(long, value_name = "never|DURATION")]
+    pub scrub: Option<String>,
 
     /// Ask the remote again about a cached file when it was last asked longer ago than DURATION (90s, 12h); names
     /// carry content hashes, so there is no need [env: AZTEC_CACHE_REVALIDATE] [default: never]

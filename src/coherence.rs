@@ -102,10 +102,7 @@ impl Coherence {
         let Some(cache) = &self.cache else { return };
         match cache.verify(key, &mut |_| {}) {
             Ok(Verdict::Right | Verdict::Unknown) => {}
-            Ok(Verdict::Damaged) => match cache.quarantine(key) {
-                Ok(path) => log::warn!("{key}: the local file was damaged; it is now {}", path.display()),
-                Err(e) => log::warn!("{key}: the local file is damaged and can't be moved away: {e}"),
-            },
+            Ok(Verdict::Damaged) => drop(cache.quarantine(key, "it was changed since it was fetched")),
             Err(e) => log::info!("{key}: the local file can't be verified: {e}"),
         }
     }

@@ -3,6 +3,7 @@
 #![warn(missing_docs)]
 
 pub mod answer;
+pub mod archive;
 pub mod cache;
 pub mod checksum;
 pub mod cli;
@@ -28,3 +29,4 @@ pub mod passthrough;
 pub mod privilege;
 pub mod single_flight;
 pub mod store;
+pub mod verify;

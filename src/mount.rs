@@ -23,6 +23,7 @@ use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::privilege;
 use crate::store::{self, ObjectStore};
+use crate::verify::scrub;
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
@@ -47,6 +48,9 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let runtime = runtime()?;
     let probe = runtime.spawn(probe(store.clone()));
     if let Some(cache) = cache.clone() {
+        if let Some(period) = config.scrub {
+            runtime.spawn(scrub(cache.clone(), period));
+        }
         runtime.spawn_blocking(move || cache.sweep());
     }
     let filesystem = Filesystem::new(

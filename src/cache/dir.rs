@@ -19,7 +19,7 @@ use crate::cache::evict::Candidate;
 use crate::cache::meta::{self, Meta};
 use crate::cache::partial::{self, Begun, Partial};
 use crate::cache::space::Space;
-use crate::cache::{beneath, format, quarantine, sweep};
+use crate::cache::{beneath, format, notes, quarantine, sweep};
 use crate::checksum::Checksum;
 use crate::config::SpaceLimits;
 use crate::error::{Error, Result};
@@ -301,9 +301,14 @@ impl CacheDir {
         Ok(file)
     }
 
-    /// Moves `key`'s file, which is damaged, out of the way; returns where it is now.
-    pub fn quarantine(&self, key: &Key) -> io::Result<PathBuf> {
-        quarantine::put(&self.dirs, key)
+    /// Moves `key`'s file, which is damaged, out of the way, and says so. False when that can't be done.
+    pub fn quarantine(&self, key: &Key, why: &str) -> bool {
+        let moved = quarantine::put(&self.dirs, key);
+        match &moved {
+            Ok(path) => log::warn!("{key}: the local file was damaged ({why}); it is now {}", path.display()),
+            Err(e) => log::warn!("{key}: the local file is damaged ({why}) and can't be moved away: {e}"),
+        }
+        moved.is_ok()
     }
 
     /// Removes `key`'s file unless it is in use. False when there is none, or it is.
@@ -311,6 +316,21 @@ impl CacheDir {
         self.dirs.stat(key).is_some_and(|stat| {
             crate::cache::evict::evict(&self.dirs, &Candidate::artifact(key.clone(), &stat))
         })
+    }
+
+    /// Writes the note `name` in place of the one before, unless that is younger than `period`, or nothing can be written.
+    pub fn save_note(
+        &self,
+        name: &str,
+        period: Duration,
+        write: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if self.writable { notes::save(&self.dirs, name, period, write) } else { Ok(()) }
+    }
+
+    /// Opens the note `name`, if there is one.
+    pub fn open_note(&self, name: &str) -> Option<File> {
+        notes::open(&self.dirs, name).ok()
     }
 
     /// The space that files take and that may be given away.

@@ -7,6 +7,7 @@ mod dirs;
 mod evict;
 mod format;
 mod meta;
+mod notes;
 mod partial;
 mod progress;
 mod quarantine;

@@ -9,13 +9,15 @@ use nix::dir::Type;
 use nix::fcntl::OFlag;
 
 use crate::cache::dirs::{Dirs, read_dir};
-use crate::cache::{beneath, meta, partial, quarantine};
+use crate::cache::{beneath, meta, notes, partial, quarantine};
 use crate::object::Key;
 
 /// An interrupted download can be gone on with for so long.
 const PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
 /// Damaged files can be looked at for so long.
 const QUARANTINE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// What was worth noting is forgotten after so long.
+const NOTE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Metadata is written shortly before its file gets its name, and to a temporary file shortly before that.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 
@@ -26,6 +28,10 @@ pub fn sweep(dirs: &Dirs) {
         Some(_) => METADATA_AGE,
     });
     remove_old(dirs, quarantine::DIR, |_| QUARANTINE_AGE);
+    remove_old(dirs, notes::DIR, |path| match path.extension() {
+        None => NOTE_AGE,
+        Some(_) => METADATA_AGE,
+    });
     remove_orphans(dirs, "");
 }
 

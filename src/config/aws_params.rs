@@ -1,5 +1,7 @@
 //! `S3_BUILD_CACHE_AWS_PARAMS`: the AWS CLI's global options, which the shell layer puts after `aws`.
 
+use std::time::Duration;
+
 use crate::error::{Error, Result};
 
 /// The variable's name.
@@ -14,8 +16,6 @@ const MEANINGLESS: &[(&str, bool)] = &[
     ("--no-paginate", false),
     ("--color", true),
     ("--version", false),
-    ("--cli-read-timeout", true),
-    ("--cli-connect-timeout", true),
     ("--cli-binary-format", true),
     ("--cli-error-format", true),
     ("--no-cli-pager", false),
@@ -38,6 +38,10 @@ pub struct AwsParams {
     pub no_sign_request: bool,
     /// `--no-verify-ssl`
     pub no_verify_ssl: bool,
+    /// `--cli-connect-timeout`
+    pub connect_timeout: Option<Duration>,
+    /// `--cli-read-timeout`
+    pub read_timeout: Option<Duration>,
     /// The options that have no meaning here, to be named in a warning.
     pub meaningless: Vec<String>,
 }
@@ -65,6 +69,8 @@ pub fn parse(text: &str) -> Result<AwsParams> {
             "--region" => params.region = Some(value()?),
             "--profile" => params.profile = Some(value()?),
             "--ca-bundle" => params.ca_bundle = Some(value()?),
+            "--cli-connect-timeout" => params.connect_timeout = Some(seconds(&name, &value()?)?),
+            "--cli-read-timeout" => params.read_timeout = Some(seconds(&name, &value()?)?),
             "--no-sign-request" => params.no_sign_request = true,
             "--no-verify-ssl" => params.no_verify_ssl = true,
             "--sign-request" => params.no_sign_request = false,
@@ -88,6 +94,15 @@ pub fn parse(text: &str) -> Result<AwsParams> {
     Ok(params)
 }
 
+/// The CLI takes whole seconds, 0 for ever: that is as long as it gets here.
+fn seconds(name: &str, text: &str) -> Result<Duration> {
+    match text.parse() {
+        Ok(0) => Ok(Duration::from_secs(3600)),
+        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
+        _ => Err(Error::usage(format!("{VARIABLE}: {name} '{text}'; write whole seconds, 3600 at most"))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,12 +115,15 @@ mod tests {
         assert_eq!(params.region.as_deref(), Some("eu west"));
         assert!(params.no_sign_request && !params.no_verify_ssl);
         assert_eq!(parse("").unwrap(), AwsParams::default());
+        let params = parse("--cli-connect-timeout 2 --cli-read-timeout=0").unwrap();
+        assert_eq!(params.connect_timeout, Some(Duration::from_secs(2)));
+        assert_eq!(params.read_timeout, Some(Duration::from_secs(3600)));
     }
 
     #[test]
     fn options_without_meaning_are_named() {
-        let params = parse("--output json --debug --cli-read-timeout=5 --profile p").unwrap();
-        assert_eq!(params.meaningless, ["--output", "--debug", "--cli-read-timeout"]);
+        let params = parse("--output json --debug --color=off --profile p").unwrap();
+        assert_eq!(params.meaningless, ["--output", "--debug", "--color"]);
         assert_eq!(params.profile.as_deref(), Some("p"));
     }
 
@@ -115,6 +133,7 @@ mod tests {
             ("--endpoint-url 'http://x", "unbalanced quote"),
             ("--frobnicate", "--frobnicate"),
             ("--region", "needs a value"),
+            ("--cli-read-timeout soon", "whole seconds"),
             ("s3", "'s3'"),
         ] {
             let error = parse(text).unwrap_err();

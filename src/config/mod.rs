@@ -3,6 +3,7 @@
 pub mod aws_params;
 mod file;
 mod mount_options;
+mod patience;
 mod remote;
 mod units;
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use mount_options::{KernelFlag, MountOptions};
+pub use patience::Patience;
 pub use remote::Remote;
 pub use units::Free;
 
@@ -38,6 +40,8 @@ pub struct Config {
     pub space: SpaceLimits,
     /// After what age a cached file is asked about again; None: never.
     pub revalidate: Option<Duration>,
+    /// How often each cached file is verified; None: never.
+    pub scrub: Option<Duration>,
     /// How complete files show.
     pub expose: Expose,
     /// What shapes the mount itself.
@@ -65,6 +69,8 @@ pub struct S3Options {
     pub no_verify_ssl: bool,
     /// Bucket in the path.
     pub force_path_style: bool,
+    /// How long the remote is waited for.
+    pub patience: Patience,
 }
 
 /// What the cache may use of the disk.
@@ -117,16 +123,14 @@ impl Config {
                 .filter(|dir| !dir.as_os_str().is_empty())
                 .map(absolute),
             space: space_limits(args, env, &file)?,
-            revalidate: match setting(
+            revalidate: period(
                 &args.cache.revalidate,
                 "--revalidate",
                 env,
                 "AZTEC_CACHE_REVALIDATE",
                 &file.revalidate,
-            ) {
-                Some((name, text)) => units::never_or_duration(&name, &text)?,
-                None => None,
-            },
+            )?,
+            scrub: period(&args.cache.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             expose: expose(&args.fuse, env, &file)?,
             mount: mount_options(&args.fuse, env, &file)?,
             log: log_options(&args.log, env, &file)?,
@@ -193,6 +197,20 @@ fn setting(
         })
 }
 
+/// `never` or a duration; never is the default.
+fn period(
+    flag: &Option<String>,
+    flag_name: &str,
+    env: Env,
+    variable: &str,
+    file: &Option<String>,
+) -> Result<Option<Duration>> {
+    match setting(flag, flag_name, env, variable, file) {
+        Some((name, text)) => units::never_or_duration(&name, &text),
+        None => Ok(None),
+    }
+}
+
 fn remote(args: &RemoteArgs, env: Env, file: &ConfigFile) -> Result<Remote> {
     let (name, urls) = if !args.remote.is_empty() {
         ("--remote", args.remote.clone())
@@ -226,6 +244,7 @@ fn s3_options(
     for option in &params.meaningless {
         warnings.push(format!("{}: {option} has no meaning here and does nothing", aws_params::VARIABLE));
     }
+    let patience = Patience::new(args, &params, file)?;
     let endpoint_url = first_given([
         ("--endpoint-url", args.endpoint_url.clone()),
         ("S3_BUILD_CACHE_AWS_PARAMS: --endpoint-url", params.endpoint_url),
@@ -258,6 +277,7 @@ fn s3_options(
         ca_bundle: ca_bundle.map(|(_, path)| absolute(path)),
         no_verify_ssl: args.no_verify_ssl || params.no_verify_ssl || file.no_verify_ssl.unwrap_or(false),
         force_path_style: args.force_path_style || file.force_path_style.unwrap_or(false),
+        patience,
     })
 }
 

@@ -53,6 +53,16 @@ pub fn never_or_duration(setting: &str, text: &str) -> Result<Option<Duration>> 
     })
 }
 
+/// Parses a duration above zero.
+pub fn positive_duration(setting: &str, text: &str) -> Result<Duration> {
+    match humantime::parse_duration(text.trim()) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err(Error::usage(format!(
+            "{setting}: '{text}' is not a duration above zero; write it like 500ms, 3s or 1m"
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +92,8 @@ mod tests {
     fn durations() {
         assert_eq!(never_or_duration("--x", "never").unwrap(), None);
         assert_eq!(never_or_duration("--x", "90s").unwrap(), Some(Duration::from_secs(90)));
+        assert_eq!(positive_duration("--x", "500ms").unwrap(), Duration::from_millis(500));
+        assert!(positive_duration("--x", "0s").is_err() && positive_duration("--x", "never").is_err());
         for bad in ["", "soon", "10", "-5s"] {
             assert!(never_or_duration("--x", bad).is_err(), "{bad}");
         }

@@ -117,6 +117,9 @@ impl Download {
     /// Fetches everything and publishes it in the cache, or follows the process that does. Returns when nobody can gain from
     /// joining any more; whether it worked is what the readers see.
     pub async fn run(self: Arc<Download>, resources: Arc<Resources>) {
+        if let Err(error) = self.store.check(&self.object) {
+            return self.fail(error);
+        }
         let (object, shared) = (self.object.clone(), resources.clone());
         match blocking(move || Target::create(shared.cache.as_deref(), &object)).await {
             Ok(Target::Lead(partial)) => self.lead(partial, &resources).await,

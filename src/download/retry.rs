@@ -7,22 +7,20 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::time::{sleep, timeout};
 
+use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::object::ObjectVersion;
 use crate::store::{Body, ObjectStore};
 
-/// Attempts in a row that bring nothing before the fetch gives up.
-const ATTEMPTS: u32 = 5;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(3);
-/// A body that brings nothing for so long is given up.
-const STALL: Duration = Duration::from_secs(10);
 
 /// The bytes of one range of one object version, in order.
 pub struct RangeFetch<'a> {
     store: &'a dyn ObjectStore,
     object: &'a ObjectVersion,
     range: Range<u64>,
+    patience: Patience,
     body: Option<Body>,
     /// Attempts since the last byte.
     failed: u32,
@@ -31,13 +29,13 @@ pub struct RangeFetch<'a> {
 impl<'a> RangeFetch<'a> {
     /// A fetch of `range`, which lies within the object; nothing is requested yet.
     pub fn new(store: &'a dyn ObjectStore, object: &'a ObjectVersion, range: Range<u64>) -> RangeFetch<'a> {
-        RangeFetch { store, object, range, body: None, failed: 0 }
+        RangeFetch { store, object, range, patience: store.patience(), body: None, failed: 0 }
     }
 
     /// The next chunk; None once the whole range has been given out.
     ///
     /// # Errors
-    /// The object was replaced, access is refused, or five attempts in a row brought nothing.
+    /// The object was replaced, access is refused, or all attempts in a row brought nothing.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         while !self.range.is_empty() {
             match self.attempt().await {
@@ -47,12 +45,13 @@ impl<'a> RangeFetch<'a> {
                     return Ok(Some(chunk));
                 }
                 Err(error) => {
+                    let attempts = self.patience.attempts;
                     self.body = None;
                     self.failed += 1;
-                    if !error.is_transient() || self.failed >= ATTEMPTS {
+                    if !error.is_transient() || self.failed >= attempts {
                         return Err(error);
                     }
-                    log::info!("attempt {} of {ATTEMPTS}: {error}", self.failed);
+                    log::info!("attempt {} of {attempts}: {error}", self.failed);
                     sleep(backoff(self.failed)).await;
                 }
             }
@@ -75,7 +74,7 @@ impl<'a> RangeFetch<'a> {
             Some(body) => body,
             None => self.body.insert(self.store.get(self.object, self.range.clone()).await?),
         };
-        match timeout(STALL, body.next()).await {
+        match timeout(self.patience.stall, body.next()).await {
             Err(_) => Err(self.error(Kind::TimedOut, "the body stalled")),
             Ok(None) => Err(self.error(Kind::Damaged, "the body ended early")),
             Ok(Some(chunk)) => chunk.map(|chunk| self.trim(chunk)),

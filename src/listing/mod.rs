@@ -1,6 +1,7 @@
 //! Directory listings: the remote's pages and the local names together, kept for a short while.
 
 mod pages;
+mod snapshot;
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use lru::LruCache;
 use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
 
 use crate::answer::blocking;
 use crate::cache::LocalNames;
@@ -148,13 +150,49 @@ impl Load {
                 break None;
             }
         };
-        let nothing_local = files.is_empty() && self.listing.get(0).is_none();
+        match &failure {
+            None => self.save(),
+            Some(error) if pages == 0 && matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) => {
+                match self.add_last_known(files).await {
+                    Ok(left) => files = left,
+                    Err(error) => return self.listing.end(false, Some(error)),
+                }
+            }
+            Some(_) => {}
+        }
+        let nothing_known = files.is_empty() && self.listing.get(0).is_none();
         if let Err(error) = self.add_local(files).await {
             return self.listing.end(false, Some(error));
         }
         let whole = failure.is_none();
-        let failure = failure.and_then(|error| self.inner.excuse(error, pages == 0 && !nothing_local));
+        let failure = failure.and_then(|error| self.inner.excuse(error, pages == 0 && !nothing_known));
         self.listing.end(whole, failure);
+    }
+
+    /// Keeps what the remote has for times when it can't be asked.
+    fn save(&self) {
+        let Some(cache) = self.inner.coherence.cache().cloned() else { return };
+        let (inner, listing, dir) = (self.inner.clone(), self.listing.clone(), self.dir.clone());
+        let pages = listing.pages();
+        spawn_blocking(move || snapshot::save(&cache, inner.store.url(), &dir, &pages));
+    }
+
+    /// Adds what the remote had when it could be asked; returns those of the local `files` that were not among it.
+    async fn add_last_known(&self, mut files: HashSet<String>) -> Result<HashSet<String>> {
+        let Some(cache) = self.inner.coherence.cache().cloned() else { return Ok(files) };
+        let (inner, listing, dir) = (self.inner.clone(), self.listing.clone(), self.dir.clone());
+        blocking(move || {
+            let loaded = snapshot::load(&cache, inner.store.url(), &dir, &mut |page| {
+                listing.add(inner.entries(&dir, page, &mut files));
+            });
+            match loaded {
+                Ok(true) => log::info!("{}{dir}: shown as it was last seen", inner.store.url()),
+                Ok(false) => {}
+                Err(e) => log::info!("{}{dir}: what was known of it can't be read: {e}", inner.store.url()),
+            }
+            files
+        })
+        .await
     }
 
     /// Adds a page of the remote's; returns those of the local `files` that were not on it.

@@ -106,6 +106,11 @@ impl Listing {
         self.grown.notify_waiters();
     }
 
+    /// The entries that are here, page by page.
+    pub fn pages(&self) -> Vec<Arc<[Entry]>> {
+        self.state().pages.iter().map(|page| page.entries.clone()).collect()
+    }
+
     /// Ends it: nothing will be added. `whole` says whether the remote's names are all there; readers get `failure`
     /// after the last entry.
     pub fn end(&self, whole: bool, failure: Option<Error>) {

@@ -1,53 +1,96 @@
-//! Remembers that a remote is down, so that questions fail at once instead of each waiting in vain.
+//! Remembers that a remote is down, so that requests fail at once instead of each waiting in vain, and finds out by itself
+//! when it is back.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::sleep;
 
+use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
 use crate::store::{Body, ObjectStore, Page};
 
-/// How long a failure is remembered before the remote is tried again.
-const COOL_DOWN: Duration = Duration::from_secs(3);
+/// The first and the longest pause between two looks whether the remote is back.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
 
-/// A store whose `head` and `list` fail at once for a while after one of them found the remote unreachable. Reads
-/// are let through: they belong to downloads under way, which retry on their own.
+/// What is asked for then; whether it exists makes no difference.
+const PROBE: &str = "aztec-cache-probe";
+
+/// A store that is not asked anything while it is known to be unreachable. Reads that have begun are let through: they belong
+/// to downloads under way, which have their own patience.
 pub struct Breaker {
     inner: Arc<dyn ObjectStore>,
-    /// Guards only the memory; never held across a request.
-    tripped: Mutex<Option<(Instant, Error)>>,
+    open: Arc<Open>,
 }
+
+/// Why requests fail at once, if they do.
+#[derive(Default)]
+struct Open(
+    /// Guards only the error; never held across a request.
+    Mutex<Option<Error>>,
+);
 
 impl Breaker {
     /// Wraps `inner`.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Breaker {
-        Breaker { inner, tripped: Mutex::new(None) }
-    }
-
-    fn check(&self) -> Result<()> {
-        let tripped = self.tripped.lock().unwrap_or_else(|e| e.into_inner());
-        match &*tripped {
-            Some((since, error)) if since.elapsed() < COOL_DOWN => Err(error.clone()),
-            _ => Ok(()),
-        }
+        Breaker { inner, open: Arc::default() }
     }
 
     fn note<T>(&self, result: Result<T>) -> Result<T> {
-        let mut tripped = self.tripped.lock().unwrap_or_else(|e| e.into_inner());
-        match &result {
-            Err(error) if matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) => {
-                if tripped.is_none() {
-                    log::warn!("{error}; files in the local cache are still served");
-                }
-                *tripped = Some((Instant::now(), error.clone()));
-            }
-            // Any other answer came from the remote.
-            _ => *tripped = None,
+        if let Err(error) = &result
+            && is_outage(error)
+            && self.open.open(error)
+        {
+            log::warn!("{error}; files in the local cache are still served");
+            tokio::spawn(recover(self.inner.clone(), self.open.clone()));
         }
         result
+    }
+}
+
+impl Open {
+    fn check(&self) -> Result<()> {
+        self.error().as_ref().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Opens it; false when it is open already.
+    fn open(&self, error: &Error) -> bool {
+        let mut known = self.error();
+        let news = known.is_none();
+        *known = Some(error.clone());
+        news
+    }
+
+    fn error(&self) -> MutexGuard<'_, Option<Error>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+fn is_outage(error: &Error) -> bool {
+    matches!(error.kind(), Kind::Unreachable | Kind::TimedOut)
+}
+
+/// Asks until the remote answers, whatever it says.
+async fn recover(inner: Arc<dyn ObjectStore>, open: Arc<Open>) {
+    let Ok(probe) = Key::new(PROBE) else { return };
+    let mut pause = PAUSES[0];
+    loop {
+        // Not all clients of a remote at the same moment.
+        sleep(pause.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+        match inner.head(&probe).await {
+            Err(error) if is_outage(&error) => {
+                log::debug!("still down: {error}");
+                pause = (pause * 2).min(PAUSES[1]);
+            }
+            _ => {
+                log::info!("{} answers again", inner.url());
+                *open.error() = None;
+                return;
+            }
+        }
     }
 }
 
@@ -57,17 +100,30 @@ impl ObjectStore for Breaker {
         self.inner.url()
     }
 
+    fn patience(&self) -> Patience {
+        self.inner.patience()
+    }
+
+    fn check(&self, _object: &ObjectVersion) -> Result<()> {
+        self.open.check()
+    }
+
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
-        self.check()?;
+        self.open.check()?;
         self.note(self.inner.head(key).await)
     }
 
+    async fn part_size(&self, object: &ObjectVersion) -> Result<Option<u64>> {
+        self.open.check()?;
+        self.note(self.inner.part_size(object).await)
+    }
+
     async fn list(&self, dir: &str, token: Option<String>, limit: u16) -> Result<Page> {
-        self.check()?;
+        self.open.check()?;
         self.note(self.inner.list(dir, token, limit).await)
     }
 
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
-        self.inner.get(object, range).await
+        self.note(self.inner.get(object, range).await)
     }
 }

@@ -13,15 +13,26 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 
-use crate::config::{Remote, S3Options};
+use crate::config::{Patience, Remote, S3Options};
 use crate::error::Result;
 use crate::object::{ETag, Key, ObjectVersion};
 
-/// A remote that objects are read from. Every call is bounded in time and retries what is worth retrying.
+/// A remote that objects are read from. Every call is bounded in time. Questions are asked again where that is worth it;
+/// a `get` isn't, whose caller goes on where it broke.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
     /// The remote as its user wrote it, for messages and `user.aztec_cache.source`.
     fn url(&self) -> &str;
+
+    /// How long it is waited for.
+    fn patience(&self) -> Patience {
+        Patience::default()
+    }
+
+    /// Fails at once when the remote that has `object` is known to be unreachable.
+    fn check(&self, _object: &ObjectVersion) -> Result<()> {
+        Ok(())
+    }
 
     /// The current version of `key`.
     ///

@@ -109,7 +109,7 @@ async fn broken_bodies_are_taken_up_where_they_broke() {
 async fn a_fetch_gives_up_in_the_end_and_the_next_open_tries_again() {
     let engine = engine(true);
     engine.put("a.zst", b"content");
-    engine.store.fail_gets(5);
+    engine.store.fail_gets(7);
     assert_eq!(engine.read("a.zst").await.unwrap_err().kind(), Kind::Unreachable);
     assert!(!engine.cached("a.zst").exists());
     assert_eq!(engine.read("a.zst").await.unwrap(), b"content");

@@ -12,6 +12,7 @@ mod independent_server;
 mod layers;
 mod listing;
 mod names;
+mod offline;
 mod passthrough;
 mod reading;
 mod remotes;

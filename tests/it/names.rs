@@ -301,7 +301,8 @@ fn local_files_are_listed_with_and_without_the_server() {
     server.stop();
     mount.unmount();
     let mount = place.mount();
-    assert_eq!(mount.list("").unwrap(), ["a", "adopted.tar.gz", NAME]);
+    // What the remote had when it was last seen is still shown.
+    assert_eq!(mount.list("").unwrap(), ["a", "adopted.tar.gz", NAME, "remote-only.zst"]);
     assert_eq!(mount.list("a").unwrap(), ["nested.zst"]);
     let unknown = mount.file("unknown.tar.gz");
     let answer = within(PATIENCE, "an answer without the server", move || fs::metadata(unknown));

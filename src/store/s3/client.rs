@@ -27,10 +27,7 @@ use crate::config::S3Options;
 use crate::error::chain;
 use crate::store::s3::connector::Connector;
 
-/// One attempt, up to the answer's headers.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// All attempts of a request: what a `lookup` waits at most.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often a question is asked at most: it is what a `lookup` waits for.
 const ATTEMPTS: u32 = 3;
 /// The instance metadata service answers within milliseconds, or isn't there (on a laptop).
 const IMDS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -38,6 +35,8 @@ const IMDS_TIMEOUT: Duration = Duration::from_millis(500);
 /// The client, and whether it signs.
 pub struct S3Client {
     pub sdk: Client,
+    /// The same, which asks only once.
+    pub once: Client,
     pub signed: bool,
 }
 
@@ -51,13 +50,13 @@ pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
         .http_client(http.clone())
         .timeout_config(
             TimeoutConfig::builder()
-                .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-                .operation_timeout(OPERATION_TIMEOUT)
+                .operation_attempt_timeout(options.patience.first_byte)
+                .operation_timeout(options.patience.first_byte * 2)
                 .build(),
         )
         .retry_config(
             RetryConfig::standard()
-                .with_max_attempts(ATTEMPTS)
+                .with_max_attempts(options.patience.attempts.min(ATTEMPTS))
                 .with_initial_backoff(Duration::from_millis(100))
                 .with_max_backoff(Duration::from_secs(2)),
         )
@@ -82,7 +81,8 @@ pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
     let path_style = options.force_path_style || shared.endpoint_url().is_some();
     let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
     let config = if signed { config } else { config.allow_no_auth() };
-    S3Client { sdk: Client::from_conf(config.build()), signed }
+    let once = config.clone().retry_config(RetryConfig::disabled());
+    S3Client { sdk: Client::from_conf(config.build()), once: Client::from_conf(once.build()), signed }
 }
 
 fn http_client(connector: Connector) -> SharedHttpClient {

@@ -22,7 +22,6 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 use crate::config::S3Options;
 use crate::error::{Error, Result, causes};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections kept for reuse; S3 closes idle ones after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_CONNECTIONS: usize = 64;
@@ -38,7 +37,7 @@ impl Connector {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+        tcp.set_connect_timeout(Some(options.patience.connect));
         let https = HttpsConnectorBuilder::new()
             .with_tls_config(tls_config(options)?)
             .https_or_http()

@@ -21,7 +21,7 @@ use percent_encoding::percent_decode_str;
 use tokio::sync::OnceCell;
 
 use crate::checksum::{Algorithm, Checksum};
-use crate::config::S3Options;
+use crate::config::{Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::store::{Body, ListedObject, ObjectStore, Page};
@@ -148,6 +148,10 @@ impl ObjectStore for S3Store {
         &self.url
     }
 
+    fn patience(&self) -> Patience {
+        self.options.patience
+    }
+
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
         let client = self.client().await;
         let what = self.what(key);
@@ -213,7 +217,7 @@ impl ObjectStore for S3Store {
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
         let client = self.client().await;
         let what = self.what(&object.key);
-        let request = client.sdk.get_object().bucket(&self.bucket).key(self.full_key(&object.key));
+        let request = client.once.get_object().bucket(&self.bucket).key(self.full_key(&object.key));
         let request = request.if_match(object.etag.as_str());
         let request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
         let output = match request.send().await.map_err(|e| Failure::new(&e, &what)) {
