@@ -23,10 +23,17 @@ pub struct Fetcher {
     runtime: Handle,
     budget: Arc<Semaphore>,
     /// Guards only the table; never held across I/O.
-    downloads: Mutex<HashMap<(Key, ETag), Arc<Download>>>,
+    downloads: Mutex<HashMap<Id, Arc<Download>>>,
     /// How many downloads have left the table. One that did so between a look at the disk and a look at the table
     /// would be missed by both.
     ended: AtomicU64,
+}
+
+/// A version: its key, its tag, and the remote whose tag that is.
+type Id = (Key, ETag, Arc<str>);
+
+fn id(version: &ObjectVersion) -> Id {
+    (version.key.clone(), version.etag.clone(), version.source.clone())
 }
 
 /// Where an open file's bytes come from.
@@ -81,7 +88,7 @@ impl Fetcher {
 
     /// None when a download has ended since `seen`: the disk has to be looked at again.
     fn join_or_lead(self: &Arc<Fetcher>, version: &ObjectVersion, seen: u64) -> Option<Reader> {
-        let id = (version.key.clone(), version.etag.clone());
+        let id = id(version);
         let mut downloads = self.downloads();
         if self.ended.load(Ordering::Acquire) != seen {
             return None;
@@ -100,7 +107,7 @@ impl Fetcher {
         Some(reader)
     }
 
-    fn end(&self, id: &(Key, ETag), download: &Arc<Download>) {
+    fn end(&self, id: &Id, download: &Arc<Download>) {
         let mut downloads = self.downloads();
         // A failed one may have been replaced by a new one already.
         if downloads.get(id).is_some_and(|known| Arc::ptr_eq(known, download)) {
@@ -112,14 +119,14 @@ impl Fetcher {
     /// How much of `version` is here now.
     pub fn state(&self, version: &ObjectVersion) -> State {
         let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
-        if local.is_some_and(|local| local.version.etag == version.etag) {
+        if local.is_some_and(|local| local.version.is(version)) {
             return State::Cached;
         }
-        let id = (version.key.clone(), version.etag.clone());
+        let id = id(version);
         if self.downloads().contains_key(&id) { State::Partial } else { State::Remote }
     }
 
-    fn downloads(&self) -> MutexGuard<'_, HashMap<(Key, ETag), Arc<Download>>> {
+    fn downloads(&self) -> MutexGuard<'_, HashMap<Id, Arc<Download>>> {
         self.downloads.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -38,7 +38,7 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 /// It can't be mounted. What is wrong with the remote or the local cache is said and does not keep it from mounting.
 pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     check_fuse()?;
-    let store = store::open(&config.remote, &config.s3)?;
+    let store = store::open(&config.remotes, &config.s3)?;
     // First the cache directory: the mountpoint may lie in it.
     let cache = open_cache(config);
     let mountpoint = Mountpoint::prepare(&config.mountpoint)?;

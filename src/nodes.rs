@@ -160,7 +160,8 @@ mod tests {
 
     fn file(name: &str, etag: &str) -> Node {
         let (key, etag) = (Key::new(name).unwrap(), ETag::new(etag));
-        Node::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified: SystemTime::UNIX_EPOCH }))
+        let (modified, source) = (SystemTime::UNIX_EPOCH, "s3://b/".into());
+        Node::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified, source }))
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::cache::partial::{self, Dirs, PARTIALS, Partial};
 use crate::cache::space::Space;
 use crate::config::SpaceLimits;
 use crate::error::{Error, Result};
-use crate::object::{ETag, Key, ObjectVersion, RESERVED};
+use crate::object::{ADOPTED, ETag, Key, ObjectVersion, RESERVED};
 
 /// The file in our directory that names the format of what is there.
 const FORMAT_FILE: &str = "format";
@@ -182,7 +182,7 @@ impl CacheDir {
     pub fn open_version(&self, version: &ObjectVersion) -> Option<File> {
         self.open_if(&version.key, |stat| {
             let found = self.examine(&version.key, stat);
-            found.is_some_and(|found| found.version.etag == version.etag)
+            found.is_some_and(|found| found.version.is(version))
         })
     }
 
@@ -226,7 +226,7 @@ impl CacheDir {
             size: version.size,
             modified_ns: meta::nanos(version.modified),
             file_mtime_ns: mtime_ns(&stat),
-            source: "adopted".to_owned(),
+            source: ADOPTED.to_owned(),
             checksum: None,
         };
         let temporary =
@@ -338,13 +338,14 @@ impl CacheDir {
                 etag: ETag::new(&meta.etag),
                 size,
                 modified: meta.modified(),
+                source: meta.source.as_str().into(),
             };
             let origin = Origin::Known { source: meta.source, confirmed };
             return Some(CachedFile { version, origin, checksum: meta.checksum, id: FileId::of(stat) });
         }
         let etag = ETag::of_local_file(stat.st_ino, size, mtime_ns.into());
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(mtime_ns.try_into().unwrap_or(0));
-        let version = ObjectVersion { key: key.clone(), etag, size, modified };
+        let version = ObjectVersion { key: key.clone(), etag, size, modified, source: ADOPTED.into() };
         Some(CachedFile { version, origin: Origin::Adopted, checksum: None, id: FileId::of(stat) })
     }
 }

@@ -4,6 +4,7 @@ pub mod aws_params;
 mod file;
 mod mount_options;
 mod remote;
+mod remotes;
 mod units;
 
 use std::ffi::OsString;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use mount_options::{KernelFlag, MountOptions};
-pub use remote::Remote;
+pub use remote::{Credentials, Remote};
 pub use units::Free;
 
 use crate::cli::{FuseArgs, LogArgs, MountArgs, RemoteArgs};
@@ -28,9 +29,9 @@ pub struct Config {
     pub mountpoint: PathBuf,
     /// Stay in front.
     pub foreground: bool,
-    /// Where artifacts come from.
-    pub remote: Remote,
-    /// How to reach an S3 remote.
+    /// Where artifacts come from: asked in this order, at least one.
+    pub remotes: Vec<Remote>,
+    /// How to reach S3 remotes, and whose certificates to trust.
     pub s3: S3Options,
     /// Where fetched files stay; None: nowhere.
     pub cache_dir: Option<PathBuf>,
@@ -110,7 +111,7 @@ impl Config {
         Ok(Config {
             mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
             foreground: args.foreground,
-            remote: remote(&args.remote, env, &file)?,
+            remotes: remotes::remotes(&args.remote, env, &file, &mut warnings)?,
             s3: s3_options(&args.remote, env, &file, &mut warnings)?,
             cache_dir: cache_dir
                 .or(file.cache_dir.clone())
@@ -191,26 +192,6 @@ fn setting(
         .or_else(|| {
             file.clone().map(|value| (format!("{} in the configuration file", &flag_name[2..]), value))
         })
-}
-
-fn remote(args: &RemoteArgs, env: Env, file: &ConfigFile) -> Result<Remote> {
-    let (name, urls) = if !args.remote.is_empty() {
-        ("--remote", args.remote.clone())
-    } else if let Some(text) = var(env, "AZTEC_CACHE_REMOTE")? {
-        ("AZTEC_CACHE_REMOTE", text.split_whitespace().map(str::to_owned).collect())
-    } else {
-        let urls = match &file.remote {
-            Some(file::OneOrMany::One(url)) => vec![url.clone()],
-            Some(file::OneOrMany::Many(urls)) => urls.clone(),
-            None => Vec::new(),
-        };
-        ("remote in the configuration file", urls)
-    };
-    match urls.as_slice() {
-        [] => Remote::parse("default", remote::DEFAULT_REMOTE),
-        [url] => Remote::parse(name, url),
-        [_, more, ..] => Err(Error::usage(format!("{name}: '{more}': there is one remote; name only one"))),
-    }
 }
 
 fn s3_options(
@@ -385,15 +366,13 @@ mod tests {
         let file = file.to_str().unwrap();
 
         let config_ = config(&[], &[]).unwrap();
-        assert_eq!(
-            config_.remote,
-            Remote::S3 { bucket: "aztec-ci-artifacts".into(), prefix: "build-cache/".into() }
-        );
+        let public = "https://build-cache.aztec-labs.com/".to_owned();
+        assert_eq!(config_.remotes, [Remote::Http { url: public, credentials: None }]);
         assert_eq!((config_.cache_dir, config_.space.min_free), (None, Free::Percent(5)));
 
         let vars = [("AZTEC_CACHE_CONFIG", file)];
         let config_ = config(&[], &vars).unwrap();
-        assert_eq!(config_.remote, Remote::S3 { bucket: "from-file".into(), prefix: String::new() });
+        assert_eq!(config_.remotes, [Remote::S3 { bucket: "from-file".into(), prefix: String::new() }]);
         assert_eq!(config_.s3.region.as_deref(), Some("file-region"));
         assert_eq!(config_.cache_dir, Some("/file".into()));
 
@@ -434,7 +413,7 @@ mod tests {
             (&["--ca-bundle", "/nonexistent.pem"], &[], "/nonexistent.pem"),
             (&["--log-level", "loud"], &[], "--log-level"),
             (&["--auto-unmount"], &[], "--auto-unmount"),
-            (&["--remote", "s3://a-bucket/", "--remote", "s3://b-bucket/"], &[], "s3://b-bucket/"),
+            (&["--remote", "s3://a-bucket/", "--remote", "https://"], &[], "--remote: 'https://'"),
             (&[], &[("AZTEC_CACHE_READ_ONLY", "yes")], "AZTEC_CACHE_READ_ONLY"),
             (&[], &[("S3_BUILD_CACHE_AWS_PARAMS", "--region 'x")], "S3_BUILD_CACHE_AWS_PARAMS"),
         ];

@@ -40,6 +40,7 @@ pub struct Download {
     object: ObjectVersion,
     store: Arc<dyn ObjectStore>,
     runtime: Handle,
+    sizes: PartSizes,
     /// Set before the first byte arrives; never set when there is no room on disk.
     file: OnceLock<Arc<File>>,
     /// Guards the part map; never held across an await or I/O.
@@ -78,8 +79,10 @@ pub struct Reader(Arc<Download>);
 impl Download {
     /// A download of `object` that nobody reads and nothing drives yet.
     pub fn new(object: ObjectVersion, store: Arc<dyn ObjectStore>, runtime: Handle) -> Arc<Download> {
+        let sizes = if store.serves_ranges(&object) { PartSizes::default() } else { PartSizes::WHOLE };
         Arc::new(Download {
-            map: Mutex::new(PartMap::new(object.size, PartSizes::default())),
+            map: Mutex::new(PartMap::new(object.size, sizes)),
+            sizes,
             direct: DirectReader::new(object.clone(), store.clone(), runtime.clone()),
             readers: Mutex::new(Readers { kept: true, ..Readers::default() }),
             unread: Notify::new(),
@@ -127,7 +130,7 @@ impl Download {
         };
         let mut workers = JoinSet::new();
         workers.spawn(self.clone().work(None));
-        let parts = self.object.size.div_ceil(PartSizes::default().other) as usize;
+        let parts = self.object.size.div_ceil(self.sizes.other) as usize;
         for _ in 1..parts.min(WORKERS) {
             workers.spawn(self.clone().work(Some(budget.clone())));
         }
@@ -165,7 +168,7 @@ impl Download {
 
     async fn publish(&self, partial: Partial, crc: u64) {
         let checksum = format!("crc64nvme:{}", aws_smithy_types::base64::encode(crc.to_be_bytes()));
-        let source = self.store.url().to_owned();
+        let source = self.object.source.clone();
         let committed = spawn_blocking(move || partial.commit(&source, Some(checksum))).await;
         let key = &self.object.key;
         match committed {

@@ -19,6 +19,11 @@ pub struct PartSizes {
     pub split: u64,
 }
 
+impl PartSizes {
+    /// The object in one part, which is never split.
+    pub const WHOLE: PartSizes = PartSizes { first: u64::MAX, other: u64::MAX, split: u64::MAX };
+}
+
 impl Default for PartSizes {
     fn default() -> PartSizes {
         PartSizes { first: 1 << 20, other: 8 << 20, split: 1 << 20 }

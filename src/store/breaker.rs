@@ -70,4 +70,8 @@ impl ObjectStore for Breaker {
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
         self.inner.get(object, range).await
     }
+
+    fn serves_ranges(&self, object: &ObjectVersion) -> bool {
+        self.inner.serves_ranges(object)
+    }
 }

@@ -88,6 +88,7 @@ impl Place {
         let cache = dir.path().join("cache");
         let mut place = Place { dir, args: Vec::new(), env: Vec::new(), cache: Some(cache), user: None };
         place.arg("--endpoint-url").arg(url);
+        place.env("AZTEC_CACHE_REMOTE", "s3://aztec-ci-artifacts/build-cache/");
         place.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test-secret");
         place
     }

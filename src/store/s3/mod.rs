@@ -5,7 +5,7 @@ mod connector;
 mod failure;
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -15,7 +15,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::EncodingType;
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use percent_encoding::percent_decode_str;
 use tokio::sync::OnceCell;
 
@@ -32,7 +32,7 @@ const LIST_RIGHT_TTL: Duration = Duration::from_secs(60);
 pub struct S3Store {
     bucket: String,
     prefix: String,
-    url: String,
+    url: Arc<str>,
     options: S3Options,
     http: connector::Connector,
     /// Made at the first request: finding credentials may itself take network round trips.
@@ -62,7 +62,7 @@ impl S3Store {
         Ok(S3Store {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
-            url: format!("s3://{bucket}/{prefix}"),
+            url: format!("s3://{bucket}/{prefix}").into(),
             options: options.clone(),
             http: connector::Connector::new(options)?,
             client: OnceCell::new(),
@@ -168,6 +168,7 @@ impl ObjectStore for S3Store {
             etag: ETag::new(etag),
             size: u64::try_from(size).map_err(|_| not_s3(&what, "a negative length"))?,
             modified: system_time(head.last_modified()),
+            source: self.url.clone(),
         })
     }
 
@@ -186,7 +187,7 @@ impl ObjectStore for S3Store {
                 if dir.is_empty() {
                     self.remember_list_right(ListRight::Granted);
                 }
-                page(&output, &prefix, &what)
+                page(&output, &prefix, &what).map(|page| Page { source: self.url.clone(), ..page })
             }
             Err(failure) if failure.is_list_denial() => {
                 self.remember_list_right(ListRight::Denied);
@@ -219,7 +220,7 @@ impl ObjectStore for S3Store {
             }
         };
         let skip = check_answer(&output, object, &range, &what)?;
-        Ok(body(output.body, skip, range.end - range.start, what))
+        Ok(Body::window(chunks(output.body, what), skip, range.end - range.start))
     }
 }
 
@@ -250,41 +251,18 @@ fn check_answer(
     }
 }
 
-/// The body's bytes from `skip` on, `length` of them at most.
-fn body(stream: ByteStream, skip: u64, length: u64, what: String) -> Body {
-    Body::new(stream::try_unfold((stream, skip, length), move |(mut stream, mut skip, left)| {
-        let what = what.clone();
-        async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            loop {
-                let chunk = match stream.next().await {
-                    None => return Ok(None),
-                    Some(Err(e)) => {
-                        let cause = chain(&e);
-                        return Err(Error::new(
-                            Kind::Unreachable,
-                            format!("{what}: the connection broke: {cause}"),
-                        ));
-                    }
-                    Some(Ok(chunk)) => chunk,
-                };
-                let (chunk, skipped) = after(chunk, skip);
-                skip -= skipped;
-                if !chunk.is_empty() {
-                    let chunk = chunk.slice(..chunk.len().min(left as usize));
-                    let left = left - chunk.len() as u64;
-                    return Ok(Some((chunk, (stream, skip, left))));
-                }
+/// The body's chunks as they come.
+fn chunks(body: ByteStream, what: String) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+    stream::try_unfold((body, what), |(mut body, what)| async move {
+        match body.next().await {
+            None => Ok(None),
+            Some(Ok(chunk)) => Ok(Some((chunk, (body, what)))),
+            Some(Err(e)) => {
+                let cause = chain(&e);
+                Err(Error::new(Kind::Unreachable, format!("{what}: the connection broke: {cause}")))
             }
         }
-    }))
-}
-
-fn after(chunk: Bytes, skip: u64) -> (Bytes, u64) {
-    let skipped = skip.min(chunk.len() as u64);
-    (chunk.slice(skipped as usize..), skipped)
+    })
 }
 
 fn page(output: &ListObjectsV2Output, prefix: &str, what: &str) -> Result<Page> {
