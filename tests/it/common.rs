@@ -97,6 +97,14 @@ impl Place {
         Place::new(&server.url())
     }
 
+    /// A place that reads from `remotes`, in this order.
+    pub fn reading(remotes: &[&str]) -> Place {
+        let mut place = Place::new("");
+        place.args.clear();
+        place.env("AZTEC_CACHE_REMOTE", remotes.join(" "));
+        place
+    }
+
     pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Place {
         self.args.push(arg.into());
         self

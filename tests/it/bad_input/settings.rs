@@ -194,6 +194,7 @@ fn a_bad_configuration_file() {
         ("remote = 'bucket'\n", &["remote in the configuration file", "'bucket'"]),
     ] {
         let mut place = place();
+        place.unset("AZTEC_CACHE_REMOTE");
         let file = place.dir.path().join("config.toml");
         fs::write(&file, text).unwrap();
         let by_flag = place.mount_daemon(&["--config", file.to_str().unwrap()]).0;
