@@ -15,7 +15,7 @@ pub use mount_options::{KernelFlag, MountOptions};
 pub use remote::{Credentials, Remote};
 pub use units::Free;
 
-use crate::cli::{FuseArgs, LogArgs, MountArgs, RemoteArgs};
+use crate::cli::{CacheArgs, EngineArgs, FuseArgs, LogArgs, MountArgs, RemoteArgs};
 use crate::config::file::ConfigFile;
 use crate::error::{Error, Result};
 
@@ -29,6 +29,17 @@ pub struct Config {
     pub mountpoint: PathBuf,
     /// Stay in front.
     pub foreground: bool,
+    /// How complete files show.
+    pub expose: Expose,
+    /// What shapes the mount itself.
+    pub mount: MountOptions,
+    /// What is read and where it is kept.
+    pub engine: EngineConfig,
+}
+
+/// What every command that reads artifacts is told.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
     /// Where artifacts come from: asked in this order, at least one.
     pub remotes: Vec<Remote>,
     /// How to reach S3 remotes, and whose certificates to trust.
@@ -39,10 +50,6 @@ pub struct Config {
     pub space: SpaceLimits,
     /// After what age a cached file is asked about again; None: never.
     pub revalidate: Option<Duration>,
-    /// How complete files show.
-    pub expose: Expose,
-    /// What shapes the mount itself.
-    pub mount: MountOptions,
     /// Where and how much to log.
     pub log: LogOptions,
     /// What the user should know and that stops nothing; to be printed once.
@@ -104,36 +111,52 @@ impl Config {
     /// # Errors
     /// Anything malformed, with exit code 2, naming the setting and the remedy.
     pub fn new(args: &MountArgs, env: Env) -> Result<Config> {
-        let mut warnings = Vec::new();
-        let config_path = args.config.clone().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
-        let file = file::read(config_path.as_deref(), default_config_path(env).as_deref())?;
-        let cache_dir = args.cache.cache_dir.clone().or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
+        let file = config_file(&args.engine, env)?;
         Ok(Config {
             mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
             foreground: args.foreground,
-            remotes: remotes::remotes(&args.remote, env, &file, &mut warnings)?,
-            s3: s3_options(&args.remote, env, &file, &mut warnings)?,
+            engine: EngineConfig::with_file(&args.engine, env, &file)?,
+            expose: expose(&args.fuse, env, &file)?,
+            mount: mount_options(&args.fuse, env, &file)?,
+        })
+    }
+}
+
+impl EngineConfig {
+    /// Puts together what `args`, the environment and the configuration file say.
+    ///
+    /// # Errors
+    /// Anything malformed, with exit code 2, naming the setting and the remedy.
+    pub fn new(args: &EngineArgs, env: Env) -> Result<EngineConfig> {
+        EngineConfig::with_file(args, env, &config_file(args, env)?)
+    }
+
+    fn with_file(args: &EngineArgs, env: Env, file: &ConfigFile) -> Result<EngineConfig> {
+        let mut warnings = Vec::new();
+        let cache_dir = args.cache.cache_dir.clone().or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
+        let revalidate =
+            setting(&args.cache.revalidate, "--revalidate", env, "AZTEC_CACHE_REVALIDATE", &file.revalidate);
+        Ok(EngineConfig {
+            remotes: remotes::remotes(&args.remote, env, file, &mut warnings)?,
+            s3: s3_options(&args.remote, env, file, &mut warnings)?,
             cache_dir: cache_dir
                 .or(file.cache_dir.clone())
                 .filter(|dir| !dir.as_os_str().is_empty())
                 .map(absolute),
-            space: space_limits(args, env, &file)?,
-            revalidate: match setting(
-                &args.cache.revalidate,
-                "--revalidate",
-                env,
-                "AZTEC_CACHE_REVALIDATE",
-                &file.revalidate,
-            ) {
+            space: space_limits(&args.cache, env, file)?,
+            revalidate: match revalidate {
                 Some((name, text)) => units::never_or_duration(&name, &text)?,
                 None => None,
             },
-            expose: expose(&args.fuse, env, &file)?,
-            mount: mount_options(&args.fuse, env, &file)?,
-            log: log_options(&args.log, env, &file)?,
+            log: log_options(&args.log, env, file)?,
             warnings,
         })
     }
+}
+
+fn config_file(args: &EngineArgs, env: Env) -> Result<ConfigFile> {
+    let path = args.config.clone().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
+    file::read(path.as_deref(), default_config_path(env).as_deref())
 }
 
 /// The directory named on the command line, else `$HOME/.aztec-cache/remote`; always absolute.
@@ -259,15 +282,10 @@ fn check_endpoint(setting: &str, url: &str) -> Result<()> {
     }
 }
 
-fn space_limits(args: &MountArgs, env: Env, file: &ConfigFile) -> Result<SpaceLimits> {
-    let cap = setting(
-        &args.cache.max_cache_size,
-        "--max-cache-size",
-        env,
-        "AZTEC_CACHE_MAX_SIZE",
-        &file.max_cache_size,
-    );
-    let free = setting(&args.cache.min_free, "--min-free", env, "AZTEC_CACHE_MIN_FREE", &file.min_free);
+fn space_limits(args: &CacheArgs, env: Env, file: &ConfigFile) -> Result<SpaceLimits> {
+    let cap =
+        setting(&args.max_cache_size, "--max-cache-size", env, "AZTEC_CACHE_MAX_SIZE", &file.max_cache_size);
+    let free = setting(&args.min_free, "--min-free", env, "AZTEC_CACHE_MIN_FREE", &file.min_free);
     Ok(SpaceLimits {
         max_cache_size: cap.map(|(name, text)| units::size(&name, &text)).transpose()?,
         min_free: free.map(|(name, text)| units::free(&name, &text)).transpose()?.unwrap_or(Free::Percent(5)),
@@ -348,13 +366,13 @@ fn log_options(args: &LogArgs, env: Env, file: &ConfigFile) -> Result<LogOptions
 mod tests {
     use super::*;
 
-    fn config(args: &[&str], vars: &[(&str, &str)]) -> Result<Config> {
+    fn config(args: &[&str], vars: &[(&str, &str)]) -> Result<EngineConfig> {
         use clap::Parser;
         let cli =
             crate::cli::Cli::try_parse_from([&["aztec-cache", "mount", "/mnt/x"], args].concat()).unwrap();
         let crate::cli::Command::Mount(args) = cli.command else { unreachable!("asked for mount") };
         let env = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
-        Config::new(&args, &env)
+        Config::new(&args, &env).map(|config| config.engine)
     }
 
     #[test]

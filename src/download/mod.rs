@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SetOnce};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::cache::{CacheDir, Partial};
@@ -49,6 +49,8 @@ pub struct Download {
     readers: Mutex<Readers>,
     /// Wakes [`Download::run`] when the last reader of a file that won't be kept goes.
     unread: Notify,
+    /// Set when all is fetched and, where it is to be kept, in its place; and when that won't be.
+    finished: SetOnce<()>,
     urgent: AtomicUsize,
     direct: DirectReader,
 }
@@ -86,6 +88,7 @@ impl Download {
             direct: DirectReader::new(object.clone(), store.clone(), runtime.clone()),
             readers: Mutex::new(Readers { kept: true, ..Readers::default() }),
             unread: Notify::new(),
+            finished: SetOnce::new(),
             urgent: AtomicUsize::new(0),
             file: OnceLock::new(),
             object,
@@ -141,8 +144,14 @@ impl Download {
         }
         self.wait_until_complete().await;
         match (partial, self.checksum()) {
-            (Some(partial), Some(crc)) => self.publish(partial, crc).await,
-            (None, Some(_)) => self.wait_until_unread().await,
+            (Some(partial), Some(crc)) => {
+                self.publish(partial, crc).await;
+                let _ = self.finished.set(());
+            }
+            (None, Some(_)) => {
+                let _ = self.finished.set(());
+                self.wait_until_unread().await;
+            }
             (_, None) => {}
         }
     }
@@ -256,6 +265,7 @@ impl Download {
             _ => log::debug!("{}: download failed: {error}", self.object.key),
         }
         self.map().fail(error);
+        let _ = self.finished.set(());
     }
 
     /// From now on the download lives only as long as its readers.
@@ -366,6 +376,20 @@ impl Reader {
                 self.0.direct.read(range).await
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl Reader {
+    /// Waits until all bytes have been fetched and checked and, where they are to be kept, put in their place.
+    ///
+    /// # Errors
+    /// They can't be had. Trouble with the local disk is none: reads go past it.
+    pub async fn finished(&self) -> Result<()> {
+        self.0.finished.wait().await;
+        match self.0.map().failure() {
+            Some(error) if !matches!(error.kind(), Kind::NoSpace | Kind::Local) => Err(error.clone()),
+            _ => Ok(()),
         }
     }
 }

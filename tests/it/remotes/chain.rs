@@ -66,6 +66,7 @@ fn a_dead_one_is_passed_over_but_leaves_open_what_is_missing() {
         assert_eq!(errno(fs::metadata(mount.file(&format!("vk-{i}.zst")))), libc::EHOSTUNREACH);
     }
     assert!(start.elapsed() < Duration::from_secs(5), "{:?} for 100 names", start.elapsed());
+    wait_for("a word about it", || mount.said().contains("still served"));
     assert_eq!(mount.said().matches("still served").count(), 1, "{}", mount.said());
 }
 
@@ -96,6 +97,7 @@ fn one_that_refuses_is_said_once_and_the_others_are_asked() {
     let mount = place.mount();
     assert_eq!((read(&mount, "a.zst"), read(&mount, "b.zst")), ("alive".into(), "too".into()));
     assert_eq!(errno(mount.read("c.zst")), libc::EACCES);
+    wait_for("a word about it", || mount.said().contains("the other remotes are asked"));
     assert_eq!(mount.said().matches("the other remotes are asked").count(), 1, "{}", mount.said());
 }
 
