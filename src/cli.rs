@@ -165,8 +165,10 @@ pub struct EngineArgs {
 #[command(next_help_heading = "Remote")]
 pub struct RemoteArgs {
     /// Where artifacts come from; given several times, each is asked in turn: s3://BUCKET/PREFIX/, https://HOST/PATH/,
-    /// http://HOST/PATH/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE, several with spaces between] [default: the project's,
-    /// see the README]
+    /// http://HOST/PATH/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE, several with spaces between] [default:
+    /// s3://aztec-ci-artifacts/build-cache/ with S3_BUILD_CACHE_AWS_PARAMS set, else with CI=1
+    /// http://aztec-ci-artifacts.s3.amazonaws.com/build-cache/, else https://build-cache.aztec-labs.com/; before it
+    /// $CI3_SERVER/artifacts/ where that is set]
     #[arg(long, value_name = "URL")]
     pub remote: Vec<String>,
 

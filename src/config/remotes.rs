@@ -140,8 +140,8 @@ mod tests {
         let params = ("S3_BUILD_CACHE_AWS_PARAMS", "--region x");
         let public = web("https://build-cache.aztec-labs.com/", None);
         let public_bucket = web("http://aztec-ci-artifacts.s3.amazonaws.com/build-cache/", None);
-        assert_eq!(of(&[], &[]).unwrap().0, [public.clone()]);
-        assert_eq!(of(&[], &[("CI", "0")]).unwrap().0, [public.clone()]);
+        assert_eq!(of(&[], &[]).unwrap().0, vec![public.clone()]);
+        assert_eq!(of(&[], &[("CI", "0")]).unwrap().0, vec![public.clone()]);
         assert_eq!(of(&[], &[("CI", "1")]).unwrap().0, [public_bucket]);
         assert_eq!(of(&[], &[params]).unwrap().0, [bucket()]);
         assert_eq!(of(&[], &[params, ("CI", "1")]).unwrap().0, [bucket()]);

@@ -93,8 +93,10 @@ impl Body {
     fn window(chunks: impl Stream<Item = Result<Bytes>> + Send + 'static, skip: u64, length: u64) -> Body {
         let chunks = chunks.boxed();
         Body::new(stream::try_unfold((chunks, skip, length), |(mut chunks, mut skip, left)| async move {
-            while left > 0 {
-                let Some(chunk) = chunks.next().await.transpose()? else { break };
+            if left == 0 {
+                return Ok(None);
+            }
+            while let Some(chunk) = chunks.next().await.transpose()? {
                 let skipped = skip.min(chunk.len() as u64);
                 skip -= skipped;
                 let chunk = chunk.slice(skipped as usize..);

@@ -171,7 +171,7 @@ fn an_object_that_changes_is_stale_whatever_it_is_known_by() {
 #[test]
 fn an_object_with_neither_tag_nor_date_is_read_in_one_go_or_not_at_all() {
     needs_fuse!();
-    let good = server(|request, body| Reply::part(request, body));
+    let good = server(Reply::part);
     assert_reads(&good, &object());
     assert_eq!(good.count("GET"), 1);
     let broken = server(|request, body| match &*request.method {
