@@ -160,16 +160,19 @@ pub struct EngineArgs {
     pub config: Option<PathBuf>,
 }
 
+// Not a comment of the flag's, which would have to mark the URLs as links.
+const REMOTE_HELP: &str = "Where artifacts come from; given several times, each is asked in turn: s3://BUCKET/PREFIX/, \
+https://HOST/PATH/, http://HOST/PATH/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE, several with spaces between] [default: \
+s3://aztec-ci-artifacts/build-cache/ with S3_BUILD_CACHE_AWS_PARAMS set, else with CI=1 \
+http://aztec-ci-artifacts.s3.amazonaws.com/build-cache/, else https://build-cache.aztec-labs.com/; before it \
+$CI3_SERVER/artifacts/ where that is set]";
+
 /// Flags about the remote and how to sign its requests.
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Remote")]
 pub struct RemoteArgs {
-    /// Where artifacts come from; given several times, each is asked in turn: s3://BUCKET/PREFIX/, https://HOST/PATH/,
-    /// http://HOST/PATH/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE, several with spaces between] [default:
-    /// s3://aztec-ci-artifacts/build-cache/ with S3_BUILD_CACHE_AWS_PARAMS set, else with CI=1
-    /// http://aztec-ci-artifacts.s3.amazonaws.com/build-cache/, else https://build-cache.aztec-labs.com/; before it
-    /// $CI3_SERVER/artifacts/ where that is set]
-    #[arg(long, value_name = "URL")]
+    /// Where artifacts come from, in order.
+    #[arg(long, value_name = "URL", help = REMOTE_HELP)]
     pub remote: Vec<String>,
 
     /// The S3 server, when it isn't AWS; implies path-style requests [env: S3_BUILD_CACHE_AWS_PARAMS, AWS_ENDPOINT_URL]

@@ -15,7 +15,7 @@ use crate::fetch::{Fetcher, Source};
 use crate::handles::OpenFile;
 use crate::listing::{Entry, Listings};
 use crate::lookup::Lookup;
-use crate::object::{InvalidKey, Key};
+use crate::object::{DISABLED, InvalidKey, Key};
 use crate::store;
 
 /// How long tasks under way may take to clean up.
@@ -54,7 +54,7 @@ pub fn runtime() -> Result<Runtime> {
 /// `NotFound` for what is never cached, else wrong usage.
 pub fn key(name: &str) -> Result<Key> {
     Key::new(name).map_err(|why| match why {
-        InvalidKey::NeverThere if name.contains(crate::object::DISABLED) => Error::new(
+        InvalidKey::NeverThere if name.contains(DISABLED) => Error::new(
             Kind::NotFound,
             format!("Not using cache for {} due to uncommitted changes/files.", name.escape_debug()),
         ),

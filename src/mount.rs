@@ -201,7 +201,7 @@ fn raise_readahead(path: &Path) {
 }
 
 async fn probe(store: Arc<dyn ObjectStore>) {
-    match store.list("", None, 1).await {
+    match store.probe().await {
         Ok(_) => {}
         Err(error) if matches!(error.kind(), Kind::ListDenied | Kind::Unreachable | Kind::TimedOut) => {
             // Unreachable: the store itself says so, once.

@@ -57,6 +57,11 @@ impl ObjectStore for Breaker {
         self.inner.url()
     }
 
+    async fn probe(&self) -> Result<()> {
+        self.check()?;
+        self.note(self.inner.probe().await)
+    }
+
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
         self.check()?;
         self.note(self.inner.head(key).await)

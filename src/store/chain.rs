@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
@@ -40,19 +41,26 @@ impl Chain {
 impl Link {
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
         let result = self.store.head(key).await;
-        match &result {
-            Ok(_) => self.said.store(false, Ordering::Relaxed),
-            Err(error) => match error.kind() {
-                Kind::NotFound => self.said.store(false, Ordering::Relaxed),
-                // Said by the breaker.
-                Kind::Unreachable | Kind::TimedOut => {}
-                _ if !self.said.swap(true, Ordering::Relaxed) => {
+        self.note(result.as_ref().err());
+        result
+    }
+
+    async fn probe(&self) {
+        self.note(self.store.probe().await.err().as_ref());
+    }
+
+    /// Says what is wrong, once.
+    fn note(&self, failure: Option<&Error>) {
+        match failure.map(|error| (error, error.kind())) {
+            // Said by the breaker.
+            Some((_, Kind::Unreachable | Kind::TimedOut)) => {}
+            None | Some((_, Kind::NotFound | Kind::ListDenied)) => self.said.store(false, Ordering::Relaxed),
+            Some((error, _)) => {
+                if !self.said.swap(true, Ordering::Relaxed) {
                     log::warn!("{error}; the other remotes are asked");
                 }
-                _ => {}
-            },
+            }
         }
-        result
     }
 }
 
@@ -61,6 +69,12 @@ impl ObjectStore for Chain {
     /// All URLs, in order, with a space between them.
     fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Asks all at a time and says what is wrong with any.
+    async fn probe(&self) -> Result<()> {
+        join_all(self.links.iter().map(Link::probe)).await;
+        Ok(())
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {

@@ -23,8 +23,16 @@ use crate::object::{ETag, Key, ObjectVersion};
 /// A remote that objects are read from. Every call is bounded in time and retries what is worth retrying.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
-    /// The remote as its user wrote it, for messages and `user.aztec_cache.source`.
+    /// The remote as its user wrote it, but for a user and a password, for messages and `user.aztec_cache.source`.
     fn url(&self) -> &str;
+
+    /// Finds out whether there is anything wrong with the remote.
+    ///
+    /// # Errors
+    /// `ListDenied` when it is fine but listing is not granted.
+    async fn probe(&self) -> Result<()> {
+        self.list("", None, 1).await.map(drop)
+    }
 
     /// The current version of `key`.
     ///

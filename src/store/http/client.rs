@@ -84,13 +84,15 @@ impl Client {
 
     /// One attempt, through all redirects.
     async fn follow(&self, method: &Method, uri: &Uri, headers: &HeaderMap, what: &str) -> Result<Answer> {
-        let mut at = uri.clone();
+        let (mut at, mut at_home) = (uri.clone(), true);
         for hop in 0..=MAX_REDIRECTS {
             let mut request = Request::new(String::new());
             *request.method_mut() = method.clone();
             *request.uri_mut() = at.clone();
             *request.headers_mut() = headers.clone();
-            let authorization = self.authorization.as_ref().filter(|_| is_same_server(&at, uri));
+            // Whoever else has been asked might send us anywhere.
+            at_home &= is_same_server(&at, uri);
+            let authorization = self.authorization.as_ref().filter(|_| at_home);
             if let Some(value) = authorization {
                 request.headers_mut().insert(header::AUTHORIZATION, value.clone());
             }

@@ -59,9 +59,18 @@ impl HttpStore {
         format!("{}{}", self.url, key)
     }
 
-    async fn send(&self, method: Method, key: &Key, mut headers: HeaderMap) -> Result<Answer> {
-        let what = self.what(key);
-        let uri = format!("{}{}", self.url, utf8_percent_encode(key.as_str(), IN_PATH));
+    async fn send(&self, method: Method, key: &Key, headers: HeaderMap) -> Result<Answer> {
+        self.send_to(method, key.as_str(), headers, &self.what(key)).await
+    }
+
+    async fn send_to(
+        &self,
+        method: Method,
+        path: &str,
+        mut headers: HeaderMap,
+        what: &str,
+    ) -> Result<Answer> {
+        let uri = format!("{}{}", self.url, utf8_percent_encode(path, IN_PATH));
         let uri: Uri =
             uri.parse().map_err(|e| Error::usage(format!("{what}: not a URL: {e}; check --remote")))?;
         // An artifact is its bytes as they lie there: whatever they are packed with is for its reader to unpack.
@@ -70,7 +79,7 @@ impl HttpStore {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("aztec-cache/", env!("CARGO_PKG_VERSION"))),
         );
-        self.client.send(method, &uri, headers, &what).await
+        self.client.send(method, &uri, headers, what).await
     }
 
     /// Asks by HEAD. None when that doesn't tell: the server doesn't do HEAD or doesn't tell the length, or sends us on to
@@ -141,6 +150,16 @@ impl ObjectStore for HttpStore {
         &self.url
     }
 
+    /// What it says of its own address doesn't matter, as long as it speaks to us.
+    async fn probe(&self) -> Result<()> {
+        let answer = self.send_to(Method::HEAD, "", HeaderMap::new(), &self.url).await?;
+        match refusal(&answer, &self.url) {
+            refused if refused.kind() == Kind::AccessDenied => Err(refused),
+            failed if answer.response.status().is_server_error() => Err(failed),
+            _ => Ok(()),
+        }
+    }
+
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
         match self.try_head(key).await? {
             Some(version) => Ok(version),
@@ -192,7 +211,12 @@ impl ObjectStore for HttpStore {
                 });
             }
         };
-        self.learn_ranges(if is_partial { RANGES_SERVED } else { RANGES_IGNORED });
+        match is_partial {
+            true => self.learn_ranges(RANGES_SERVED),
+            // What was asked for may have been all of it.
+            false if range != (0..object.size) => self.learn_ranges(RANGES_IGNORED),
+            false => {}
+        }
         let skip = version::check(answer.response.headers(), is_partial, object, &range, &what)?;
         Ok(Body::window(chunks(answer.response.into_body(), what), skip, range.end - range.start))
     }

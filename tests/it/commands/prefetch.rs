@@ -69,3 +69,31 @@ fn it_needs_somewhere_to_keep_them() {
     place.cache = None;
     assert_refused(&run(&place, &["prefetch", "a.zst"]), 2, &["CACHE_LOCAL_DIR", "--cache-dir"]);
 }
+
+#[test]
+fn a_terminal_shows_how_far_it_is() {
+    let server = S3Server::start();
+    for name in ["a.zst", "b.zst"] {
+        server.put(&key(name), random_bytes(1, 100_000));
+    }
+    let place = Place::of(&server);
+    let words = command(&place, &["prefetch", "a.zst", "missing.zst", "b.zst"]);
+    let words: Vec<_> = [words.get_program()]
+        .into_iter()
+        .chain(words.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
+    // util-linux's `script` runs it on a terminal of its own.
+    let line = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+    let output =
+        place.program("script").args(["-qec", &line, "/dev/null"]).envs(envs(&place)).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("3 of 3") && said.contains("1 failed") && said.contains("missing.zst"), "{said:?}");
+}
+
+/// The environment that the place's commands have.
+fn envs(place: &Place) -> Vec<(std::ffi::OsString, std::ffi::OsString)> {
+    let command = place.command(&[]);
+    command.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect()
+}

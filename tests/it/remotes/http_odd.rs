@@ -97,7 +97,8 @@ fn a_server_without_head_is_asked_for_the_first_byte() {
     let first: Vec<_> = server.requests().into_iter().filter(|r| r.target.ends_with(NAME)).take(2).collect();
     assert_eq!((&*first[0].method, &*first[1].method), ("HEAD", "GET"));
     assert_eq!(first[1].header("range"), Some("bytes=0-0"));
-    assert_eq!(server.count("HEAD"), 1, "it is remembered");
+    let heads = server.requests().into_iter().filter(|r| r.method == "HEAD" && r.target != "/");
+    assert_eq!(heads.count(), 1, "it is remembered");
 }
 
 #[test]
@@ -193,7 +194,8 @@ fn an_overloaded_server_is_asked_again_and_one_that_fails_is_an_error() {
     assert_reads(&overloaded, &object());
     let failing = server(|_, _| Reply::new(500));
     assert_eq!(failure(&failing.url()).0, libc::EIO);
-    assert!(failing.count("HEAD") <= 3, "{} requests", failing.count("HEAD"));
+    let heads = failing.requests().into_iter().filter(|r| r.target.ends_with(NAME)).count();
+    assert!(heads <= 3, "{heads} requests");
 }
 
 #[test]
