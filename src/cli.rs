@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// The command line.
 #[derive(Parser, Debug)]
 #[command(subcommand_required = true, arg_required_else_help = false)]
-#[command(name = "aztec-cache", version, about = "Mounts a team's S3 build cache as a directory.", long_about = None)]
+#[command(name = "aztec-cache", version, about = "A team's build cache as a directory, or by command.", long_about = None)]
 #[command(
     after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached \
 or fails; 4 access denied; 5 the local disk or cache directory; 6 the mount."
@@ -30,6 +30,14 @@ pub enum Command {
     /// Unmount, or repair a mount whose daemon died; succeeds quietly when nothing is mounted there
     #[command(visible_alias = "umount")]
     Unmount(UnmountArgs),
+    /// Write an artifact to stdout or a file, through the local cache; needs no mount
+    Get(Box<GetArgs>),
+    /// Exit with 0 when each artifact exists, locally or remotely, with 1 when one doesn't
+    Exists(Box<ExistsArgs>),
+    /// List artifacts
+    Ls(Box<LsArgs>),
+    /// Fetch artifacts into the local cache, several at a time
+    Prefetch(Box<PrefetchArgs>),
     /// Print the command that lets an ordinary user's mounts be read as fast as the disk
     SetupPassthrough(SetupPassthroughArgs),
 }
@@ -59,6 +67,81 @@ pub struct MountArgs {
     #[arg(short, long)]
     pub foreground: bool,
 
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+
+    /// Flags about the mount itself.
+    #[command(flatten)]
+    pub fuse: FuseArgs,
+}
+
+/// `aztec-cache get`
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    /// The artifact
+    pub name: String,
+
+    /// Write to FILE instead of stdout: it appears whole, in place of what was there, or not at all
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `aztec-cache exists`
+#[derive(Args, Debug)]
+pub struct ExistsArgs {
+    /// The artifacts
+    #[arg(required = true)]
+    pub names: Vec<String>,
+
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `aztec-cache ls`
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// Only names that begin so; up to the last slash it names a directory
+    #[arg(default_value = "", hide_default_value = true)]
+    pub prefix: String,
+
+    /// Only what is complete in the local cache; asks no remote
+    #[arg(long)]
+    pub cached: bool,
+
+    /// Also size, time of the last write, and whether it is cached
+    #[arg(short, long)]
+    pub long: bool,
+
+    /// A JSON array, with everything that is known
+    #[arg(long, conflicts_with = "long")]
+    pub json: bool,
+
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `aztec-cache prefetch`
+#[derive(Args, Debug)]
+pub struct PrefetchArgs {
+    /// The artifacts; '-' reads more names from stdin, separated by spaces or line ends
+    #[arg(required = true)]
+    pub names: Vec<String>,
+
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Flags of every command that reads artifacts.
+#[derive(Args, Debug, Default)]
+pub struct EngineArgs {
     /// Flags about the remote.
     #[command(flatten)]
     pub remote: RemoteArgs,
@@ -66,10 +149,6 @@ pub struct MountArgs {
     /// Flags about the local cache.
     #[command(flatten)]
     pub cache: CacheArgs,
-
-    /// Flags about the mount itself.
-    #[command(flatten)]
-    pub fuse: FuseArgs,
 
     /// Flags about the log.
     #[command(flatten)]
@@ -81,12 +160,19 @@ pub struct MountArgs {
     pub config: Option<PathBuf>,
 }
 
+// Not a comment of the flag's, which would have to mark the URLs as links.
+const REMOTE_HELP: &str = "Where artifacts come from; given several times, each is asked in turn: s3://BUCKET/PREFIX/, \
+https://HOST/PATH/, http://HOST/PATH/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE, several with spaces between] [default: \
+s3://aztec-ci-artifacts/build-cache/ with S3_BUILD_CACHE_AWS_PARAMS set, else with CI=1 \
+http://aztec-ci-artifacts.s3.amazonaws.com/build-cache/, else https://build-cache.aztec-labs.com/; before it \
+$CI3_SERVER/artifacts/ where that is set]";
+
 /// Flags about the remote and how to sign its requests.
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Remote")]
 pub struct RemoteArgs {
-    /// s3://BUCKET/PREFIX/ or file:///DIR/ [env: AZTEC_CACHE_REMOTE] [default: s3://aztec-ci-artifacts/build-cache/]
-    #[arg(long, value_name = "URL")]
+    /// Where artifacts come from, in order.
+    #[arg(long, value_name = "URL", help = REMOTE_HELP)]
     pub remote: Vec<String>,
 
     /// The S3 server, when it isn't AWS; implies path-style requests [env: S3_BUILD_CACHE_AWS_PARAMS, AWS_ENDPOINT_URL]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cache::{CacheDir, CachedFile, FileId, Origin, Verdict};
 use crate::error::Result;
-use crate::object::{Key, ObjectVersion};
+use crate::object::{ADOPTED, Key, ObjectVersion};
 
 /// The rules. Names carry content hashes, so a complete file of a known version is served without asking
 /// (`--revalidate never`); a file that someone else put there is compared with the remote once.
@@ -121,7 +121,8 @@ impl Coherence {
                 Ok(file.into())
             }
             (Local::Ask(file), Ok(remote)) if self.agree(&file, &remote) => {
-                Ok(Served::from(CachedFile { version: remote, ..file }))
+                let version = ObjectVersion { source: file.version.source.clone(), ..remote };
+                Ok(Served::from(CachedFile { version, ..file }))
             }
             (Local::Ask(_), Ok(remote)) => Ok(Served::Remote(remote)),
         }
@@ -131,26 +132,28 @@ impl Coherence {
     fn agree(&self, file: &CachedFile, remote: &ObjectVersion) -> bool {
         let (Some(cache), key) = (&self.cache, &remote.key) else { return false };
         match file.origin {
-            Origin::Known { .. } if file.version.etag == remote.etag => {
+            Origin::Known { .. } if file.version.is(remote) || is_adopted_as(file, remote) => {
                 cache.confirm(key);
                 true
             }
-            Origin::Adopted if file.version.size == remote.size => {
-                cache.adopt(remote);
-                true
-            }
+            Origin::Adopted if cache.adopt(remote) => true,
             Origin::Known { .. } => {
                 log::info!("{key}: the remote has a new version; it replaces the local one");
                 false
             }
             Origin::Adopted | Origin::Touched => {
-                log::warn!(
-                    "{key}: the local file has {} bytes, the remote's {}: it is not served, and replaced when opened",
-                    file.version.size,
-                    remote.size
-                );
+                let difference = match (file.version.size, remote.size) {
+                    (local, remote) if local == remote => "is not the remote's".to_owned(),
+                    (local, remote) => format!("has {local} bytes, the remote's {remote}"),
+                };
+                log::warn!("{key}: the local file {difference}: it is not served, and replaced when opened");
                 false
             }
         }
     }
+}
+
+/// Whether `file` has been taken for `remote` before: which remote it was compared with then isn't recorded.
+fn is_adopted_as(file: &CachedFile, remote: &ObjectVersion) -> bool {
+    &*file.version.source == ADOPTED && file.version.etag == remote.etag
 }

@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::cache::{CacheDir, FileId};
 use crate::download::{Doubts, Download, Reader, Resources};
-use crate::object::{ETag, Key, ObjectVersion};
+use crate::object::{Key, ObjectVersion, VersionId};
 use crate::store::ObjectStore;
 
 /// Ranged GETs at once, over all downloads, beyond the first of each.
@@ -22,7 +22,7 @@ pub struct Fetcher {
     runtime: Handle,
     resources: Arc<Resources>,
     /// Guards only the table; never held across I/O.
-    downloads: Mutex<HashMap<(Key, ETag), Arc<Download>>>,
+    downloads: Mutex<HashMap<VersionId, Arc<Download>>>,
     /// How many downloads have left the table. One that did so between a look at the disk and a look at the table
     /// would be missed by both.
     ended: AtomicU64,
@@ -83,7 +83,7 @@ impl Fetcher {
 
     /// None when a download has ended since `seen`: the disk has to be looked at again.
     fn join_or_lead(self: &Arc<Fetcher>, version: &ObjectVersion, seen: u64) -> Option<Reader> {
-        let id = (version.key.clone(), version.etag.clone());
+        let id = version.id();
         let mut downloads = self.downloads();
         if self.ended.load(Ordering::Acquire) != seen {
             return None;
@@ -102,7 +102,7 @@ impl Fetcher {
         Some(reader)
     }
 
-    fn end(&self, id: &(Key, ETag), download: &Arc<Download>) {
+    fn end(&self, id: &VersionId, download: &Arc<Download>) {
         let mut downloads = self.downloads();
         // A failed one may have been replaced by a new one already.
         if downloads.get(id).is_some_and(|known| Arc::ptr_eq(known, download)) {
@@ -114,10 +114,10 @@ impl Fetcher {
     /// How much of `version` is here now.
     pub fn state(&self, version: &ObjectVersion) -> State {
         let local = self.cache().and_then(|cache| cache.lookup(&version.key));
-        if local.is_some_and(|local| local.version.etag == version.etag) {
+        if local.is_some_and(|local| local.version.is(version)) {
             return State::Cached;
         }
-        let id = (version.key.clone(), version.etag.clone());
+        let id = version.id();
         if self.downloads().contains_key(&id) { State::Partial } else { State::Remote }
     }
 
@@ -130,7 +130,7 @@ impl Fetcher {
         self.resources.cache.as_ref()
     }
 
-    fn downloads(&self) -> MutexGuard<'_, HashMap<(Key, ETag), Arc<Download>>> {
+    fn downloads(&self) -> MutexGuard<'_, HashMap<VersionId, Arc<Download>>> {
         self.downloads.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -20,7 +20,7 @@ use crate::handles::{Handles, OpenDir, OpenFile};
 use crate::listing::{Entry, Listings, Slice};
 use crate::lookup::Lookup;
 use crate::nodes::{Node, Nodes, ROOT};
-use crate::object::{InvalidKey, Key, NAME_MAX};
+use crate::object::{ADOPTED, InvalidKey, Key, NAME_MAX};
 use crate::store::ObjectStore;
 
 /// How long the kernel may use what can change: directories, and files that are still to be fetched.
@@ -40,7 +40,6 @@ const DOTS: [&str; 2] = [".", ".."];
 /// A remote shown as a directory tree.
 pub struct Filesystem {
     cache: Option<Arc<CacheDir>>,
-    store: Arc<dyn ObjectStore>,
     fetcher: Arc<Fetcher>,
     lookup: Arc<Lookup>,
     listings: Arc<Listings>,
@@ -144,9 +143,8 @@ impl Filesystem {
             nodes.separate_complete_files();
         }
         Filesystem {
-            fetcher: Fetcher::new(cache.clone(), store.clone(), runtime),
+            fetcher: Fetcher::new(cache.clone(), store, runtime),
             cache,
-            store,
             lookup: Arc::new(lookup),
             listings,
             nodes,
@@ -371,15 +369,15 @@ impl Filesystem {
         }
         let version = served.version();
         let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
-        let local = local.filter(|local| local.version.etag == version.etag);
+        let local = local.filter(|local| local.version.is(version));
         let value = match (name, local) {
             (XATTR_STATE, _) => Some(state_name(self.fetcher.state(version)).to_owned()),
             (XATTR_ETAG, _) => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
             (XATTR_SOURCE, Some(local)) => Some(match local.origin {
                 Origin::Known { source, .. } => source,
-                Origin::Adopted | Origin::Touched => "adopted".to_owned(),
+                Origin::Adopted | Origin::Touched => ADOPTED.to_owned(),
             }),
-            (XATTR_SOURCE, None) => Some(self.store.url().to_owned()),
+            (XATTR_SOURCE, None) => Some(version.source.to_string()),
             (XATTR_CHECKSUM, local) => local.and_then(|local| local.checksum),
             _ => None,
         };

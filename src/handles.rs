@@ -69,6 +69,17 @@ impl OpenFile {
         &self.version
     }
 
+    /// Waits until all its bytes have been fetched and checked and, where they are to be kept, put in their place.
+    ///
+    /// # Errors
+    /// They can't be had.
+    pub async fn finished(&self) -> Result<()> {
+        match &self.source {
+            Source::Local(_) => Ok(()),
+            Source::Download(reader) => reader.finished().await,
+        }
+    }
+
     /// Up to `size` bytes from `offset` on, fewer only at the end of the file.
     pub fn read(&self, offset: u64, size: u32) -> Answer<Bytes> {
         let range = offset.min(self.version.size)..offset.saturating_add(size.into()).min(self.version.size);

@@ -12,6 +12,7 @@ pub mod commands;
 pub mod config;
 pub mod daemon;
 pub mod download;
+pub mod engine;
 pub mod errno;
 pub mod error;
 pub mod fetch;

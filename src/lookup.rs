@@ -64,7 +64,16 @@ impl Lookup {
             (Some(Found::Dir), _) => Answer::Now(Ok(Entry::Dir(key.name().into()))),
             (_, Local::Verify(_)) => self.verify(key),
             (_, Local::Serve(file)) => Answer::Now(Ok(Entry::File(file.into()))),
-            (Some(found), local) => Answer::Now(settle(&self.coherence, key, local, Ok(found))),
+            (Some(found), Local::Nothing) => {
+                Answer::Now(settle(&self.coherence, key, Local::Nothing, Ok(found)))
+            }
+            // It may have to be compared with the remote's, byte by byte.
+            (Some(found), local) => {
+                let (coherence, key) = (self.coherence.clone(), key.clone());
+                Answer::later(
+                    async move { blocking(move || settle(&coherence, &key, local, Ok(found))).await? },
+                )
+            }
             (None, local) => self.ask(key, local),
         }
     }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{BackingId, MountOption, Session, SessionACL};
-use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -16,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::cache::CacheDir;
 use crate::config::{Config, KernelFlag};
+use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::filesystem::Filesystem;
 use crate::fuse::Fuse;
@@ -39,16 +39,16 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 /// It can't be mounted. What is wrong with the remote or the local cache is said and does not keep it from mounting.
 pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     check_fuse()?;
-    let store = store::open(&config.remote, &config.s3)?;
+    let store = store::open(&config.engine.remotes, &config.engine.s3)?;
     // First the cache directory: the mountpoint may lie in it.
-    let cache = open_cache(config);
+    let cache = engine::open_cache(&config.engine, Some(&config.mountpoint));
     let mountpoint = Mountpoint::prepare(&config.mountpoint)?;
     let path = mountpoint.path().to_owned();
     let cache = cache.map(Arc::new);
-    let runtime = runtime()?;
+    let runtime = engine::runtime()?;
     let probe = runtime.spawn(probe(store.clone()));
     if let Some(cache) = cache.clone() {
-        if let Some(period) = config.scrub {
+        if let Some(period) = config.engine.scrub {
             runtime.spawn(scrub(cache.clone(), period));
         }
         runtime.spawn_blocking(move || cache.sweep());
@@ -56,7 +56,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let filesystem = Filesystem::new(
         store.clone(),
         cache.clone(),
-        config.revalidate,
+        config.engine.revalidate,
         config.expose,
         &config.mount,
         runtime.handle().clone(),
@@ -94,26 +94,6 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     }
     runtime.shutdown_timeout(SHUTDOWN);
     result
-}
-
-/// The local cache, or None with a warning when there can't be one: builds go on without.
-fn open_cache(config: &Config) -> Option<CacheDir> {
-    let dir = config.cache_dir.as_ref()?;
-    match CacheDir::open(dir, &config.mountpoint, config.space) {
-        Ok(cache) => Some(cache),
-        Err(e) => {
-            log::warn!(
-                "Cannot create local cache dir {}, skipping local cache ({e}); name a directory that you may write",
-                dir.display()
-            );
-            None
-        }
-    }
-}
-
-fn runtime() -> Result<Runtime> {
-    let runtime = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
-    runtime.map_err(|e| Error::new(Kind::Mount, format!("can't start threads: {e}")))
 }
 
 fn check_fuse() -> Result<()> {
@@ -225,7 +205,7 @@ fn raise_readahead(path: &Path) {
 }
 
 async fn probe(store: Arc<dyn ObjectStore>) {
-    match store.list("", None, 1).await {
+    match store.probe().await {
         Ok(_) => {}
         Err(error) if matches!(error.kind(), Kind::ListDenied | Kind::Unreachable | Kind::TimedOut) => {
             // Unreachable: the store itself says so, once.

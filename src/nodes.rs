@@ -160,13 +160,8 @@ mod tests {
 
     fn file(name: &str, etag: &str) -> Node {
         let (key, etag) = (Key::new(name).unwrap(), ETag::new(etag));
-        Node::File(Served::Remote(ObjectVersion {
-            key,
-            etag,
-            size: 1,
-            modified: SystemTime::UNIX_EPOCH,
-            checksum: None,
-        }))
+        let (modified, source) = (SystemTime::UNIX_EPOCH, "s3://b/".into());
+        Node::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified, checksum: None, source }))
     }
 
     #[test]

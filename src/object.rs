@@ -98,6 +98,13 @@ impl fmt::Debug for Key {
     }
 }
 
+/// What tags begin with that we make for servers without their own.
+const DATED: &str = "date:";
+const UNDATED: &str = "length:";
+
+/// The source of files that no remote gave us.
+pub const ADOPTED: &str = "adopted";
+
 /// An entity tag as the server spells it, quotes included.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct ETag(Arc<str>);
@@ -106,11 +113,33 @@ impl ETag {
     /// Takes the server's spelling. Some servers and listings leave the quotes out: they are put back, so that
     /// a listing's ETag equals a header's.
     pub fn new(text: &str) -> ETag {
-        if text.starts_with('"') || text.starts_with("W/") {
+        let ours = text.starts_with(DATED) || text.starts_with(UNDATED);
+        if ours || text.starts_with('"') || text.starts_with("W/") {
             ETag(text.into())
         } else {
             ETag(format!("\"{text}\"").into())
         }
+    }
+
+    /// The tag of an object whose server gives no tag that pins its bytes, from when it says that the object was last
+    /// written (seconds since 1970) and its length. It can't be a server's, since it has no quotes.
+    pub fn of_date(modified: u64, size: u64) -> ETag {
+        ETag(format!("{DATED}{modified}:{size}").into())
+    }
+
+    /// The tag of an object of which nothing is known but its length.
+    pub fn of_length(size: u64) -> ETag {
+        ETag(format!("{UNDATED}{size}").into())
+    }
+
+    /// Whether this tag was made by [`ETag::of_date`].
+    pub fn is_date(&self) -> bool {
+        self.0.starts_with(DATED)
+    }
+
+    /// Whether this tag was made by [`ETag::of_length`]: it doesn't tell two versions of one length apart.
+    pub fn is_length(&self) -> bool {
+        self.0.starts_with(UNDATED)
     }
 
     /// The tag of a local file that no remote has vouched for: it changes when the file does. It can't be
@@ -130,7 +159,8 @@ impl ETag {
     }
 }
 
-/// One immutable version of an object: what a reader gets all its bytes from. Two are the same if key, ETag and size are.
+/// One immutable version of an object: what a reader gets all its bytes from. Two are the same if key, ETag,
+/// size and remote are.
 #[derive(Clone, Debug)]
 pub struct ObjectVersion {
     /// Its name.
@@ -143,11 +173,29 @@ pub struct ObjectVersion {
     pub modified: SystemTime,
     /// The checksum of its bytes, if the server told one: listings don't.
     pub checksum: Option<Arc<Checksum>>,
+    /// The URL of the remote that has it, or [`ADOPTED`].
+    pub source: Arc<str>,
+}
+
+/// What tells a version from all others: key, tag, and the remote, since each remote makes tags of its own.
+pub type VersionId = (Key, ETag, Arc<str>);
+
+impl ObjectVersion {
+    /// What tells it from all others.
+    pub fn id(&self) -> VersionId {
+        (self.key.clone(), self.etag.clone(), self.source.clone())
+    }
+
+    /// Whether `other` is the same version of the same key: of the same tag, given by the same remote, since each remote
+    /// makes tags of its own.
+    pub fn is(&self, other: &ObjectVersion) -> bool {
+        self.etag == other.etag && self.source == other.source
+    }
 }
 
 impl PartialEq for ObjectVersion {
     fn eq(&self, other: &ObjectVersion) -> bool {
-        self.key == other.key && self.etag == other.etag && self.size == other.size
+        self.key == other.key && self.size == other.size && self.is(other)
     }
 }
 
@@ -181,5 +229,12 @@ mod tests {
     #[test]
     fn a_listing_s_etag_equals_a_header_s() {
         assert_eq!(ETag::new("abc"), ETag::new("\"abc\""));
+    }
+
+    #[test]
+    fn tags_of_our_own_are_read_back_as_they_were() {
+        for tag in [ETag::of_date(1_700_000_000, 7), ETag::of_length(7)] {
+            assert_eq!(ETag::new(tag.as_str()), tag);
+        }
     }
 }

@@ -23,7 +23,7 @@ use crate::cache::{beneath, format, notes, quarantine, sweep};
 use crate::checksum::Checksum;
 use crate::config::SpaceLimits;
 use crate::error::{Error, Result};
-use crate::object::{ETag, Key, ObjectVersion, RESERVED};
+use crate::object::{ADOPTED, ETag, Key, ObjectVersion, RESERVED};
 
 /// A file used again within this time keeps its time of use: it is the same use to whoever evicts.
 const SAME_USE: Duration = Duration::from_millis(10);
@@ -179,7 +179,7 @@ impl CacheDir {
     pub fn open_version(&self, version: &ObjectVersion) -> Option<File> {
         self.open_if(&version.key, |stat| {
             let found = self.examine(&version.key, stat);
-            found.is_some_and(|found| found.version.etag == version.etag)
+            found.is_some_and(|found| found.version.is(version))
         })
     }
 
@@ -226,11 +226,28 @@ impl CacheDir {
         }
     }
 
-    /// Records that the file under `version`'s name, put there by someone else, is that version.
-    pub fn adopt(&self, version: &ObjectVersion) {
-        let Some(stat) = self.dirs.stat(&version.key) else { return };
-        if !self.writable || u64::try_from(stat.st_size) != Ok(version.size) {
-            return;
+    /// Records that the file under `version`'s name, put there by someone else, is that version, if it is: its size is, and
+    /// its bytes where the remote told their checksum.
+    pub fn adopt(&self, version: &ObjectVersion) -> bool {
+        let Some(stat) = self.dirs.stat(&version.key) else { return false };
+        if u64::try_from(stat.st_size) != Ok(version.size) {
+            return false;
+        }
+        let checksum = version.checksum.as_deref().filter(|checksum| !checksum.is_composite());
+        if let Some(checksum) = checksum {
+            let file = self.open_unnoticed(&version.key);
+            let fits = file.and_then(|file| {
+                let fits = checksum.fits(&file, u64::MAX)?;
+                Ok(fits && FileId::of(&fstat(&file)?) == FileId::of(&stat))
+            });
+            match fits {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(e) => {
+                    log::debug!("{}: can't be compared with the remote's: {e}", version.key);
+                    return false;
+                }
+            }
         }
         let meta = Meta {
             etag: version.etag.as_str().to_owned(),
@@ -238,10 +255,13 @@ impl CacheDir {
             modified_ns: meta::nanos(version.modified),
             file_mtime_ns: mtime_ns(&stat),
             file_inode: Some(stat.st_ino),
-            source: "adopted".to_owned(),
-            checksum: None,
+            source: ADOPTED.to_owned(),
+            checksum: checksum.map(ToString::to_string),
         };
-        self.write_meta(&version.key, &meta);
+        if self.writable {
+            self.write_meta(&version.key, &meta);
+        }
+        true
     }
 
     fn write_meta(&self, key: &Key, meta: &Meta) {
@@ -384,6 +404,7 @@ impl CacheDir {
                     size,
                     modified: meta.modified(),
                     checksum: None,
+                    source: meta.source.as_str().into(),
                 };
                 let origin = Origin::Known { source: meta.source, confirmed };
                 return Some(CachedFile { version, origin, checksum: meta.checksum, id });
@@ -393,7 +414,8 @@ impl CacheDir {
         };
         let etag = ETag::of_local_file(stat.st_ino, size, modified_ns.into());
         let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(modified_ns.try_into().unwrap_or(0));
-        let version = ObjectVersion { key: key.clone(), etag, size, modified, checksum: None };
+        let source = ADOPTED.into();
+        let version = ObjectVersion { key: key.clone(), etag, size, modified, checksum: None, source };
         Some(CachedFile { version, origin, checksum: None, id })
     }
 }

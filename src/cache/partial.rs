@@ -264,6 +264,8 @@ fn name(object: &ObjectVersion) -> String {
     digest.update(object.key.as_str());
     digest.update([0]);
     digest.update(object.etag.as_str());
+    digest.update([0]);
+    digest.update(&*object.source);
     digest.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -52,6 +52,7 @@ struct Header {
     key: String,
     etag: String,
     size: u64,
+    source: String,
 }
 
 impl Header {
@@ -60,6 +61,7 @@ impl Header {
             key: object.key.as_str().to_owned(),
             etag: object.etag.as_str().to_owned(),
             size: object.size,
+            source: object.source.to_string(),
         }
     }
 }
@@ -122,7 +124,8 @@ mod tests {
     #[test]
     fn golden() {
         let (key, etag) = (Key::new("a/b.zst").unwrap(), ETag::new("abc"));
-        let object = ObjectVersion { key, etag, size: 7, modified: SystemTime::now(), checksum: None };
+        let (modified, source) = (SystemTime::now(), "s3://b/".into());
+        let object = ObjectVersion { key, etag, size: 7, modified, checksum: None, source };
         let mut file = tempfile::tempfile().unwrap();
         begin(&mut file, &object).unwrap();
         append(&file, Record { start: 0, filled: 4, crc: 5 }).unwrap();
@@ -132,7 +135,7 @@ mod tests {
         let (header, record) = bytes.split_at(bytes.len() - RECORD);
         assert_eq!(
             header,
-            br#"{"key":"a/b.zst","etag":"\"abc\"","size":7}
+            br#"{"key":"a/b.zst","etag":"\"abc\"","size":7,"source":"s3://b/"}
 "#
         );
         assert_eq!(record[..24], [0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]);

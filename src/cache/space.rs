@@ -107,10 +107,14 @@ impl Space {
         let more = size.saturating_sub(file.metadata()?.len());
         let known = match self.limits.max_cache_size {
             None => turn.read()?.filter(|ledger| self.is_current(ledger)),
+            Some(cap) if size > cap => {
+                log::info!("{size} bytes can never fit into --max-cache-size {cap}: not kept");
+                return Ok(false);
+            }
             Some(cap) => {
                 let ledger = self.ledger(&mut turn)?;
                 let excess = ledger.bytes.saturating_add(more).saturating_sub(cap);
-                match self.evict(ledger, excess, size <= cap)? {
+                match self.evict(ledger, excess)? {
                     Some(ledger) => Some(ledger),
                     None => return self.refuse("--max-cache-size", size),
                 }
@@ -119,13 +123,13 @@ impl Space {
         let missing = self.missing_on_disk(more)?;
         let known = match (known, missing) {
             (known, 0) => known,
-            (Some(ledger), missing) => match self.evict(ledger, missing, true)? {
+            (Some(ledger), missing) => match self.evict(ledger, missing)? {
                 Some(ledger) => Some(ledger),
                 None => return self.refuse("--min-free", size),
             },
             (None, missing) => {
                 let ledger = self.count()?;
-                match self.evict(ledger, missing, true)? {
+                match self.evict(ledger, missing)? {
                     Some(_) => None,
                     None => return self.refuse("--min-free", size),
                 }
@@ -141,7 +145,7 @@ impl Space {
         let mut turn = self.turn()?;
         let counted = turn.read()?.is_some();
         let ledger = self.count()?;
-        let left = self.evict(ledger, bytes, true)?;
+        let left = self.evict(ledger, bytes)?;
         match left {
             Some(ledger) if counted => turn.write(ledger).map(|()| true),
             left => Ok(left.is_some()),
@@ -201,12 +205,9 @@ impl Space {
         Ok(freed)
     }
 
-    /// Evicts until `excess` bytes are free. None, with nothing evicted, when it `may` not or there isn't that much.
-    fn evict(&self, mut ledger: Ledger, excess: u64, may: bool) -> io::Result<Option<Ledger>> {
+    /// Evicts until `excess` bytes are free. None, with nothing evicted, when there isn't that much.
+    fn evict(&self, mut ledger: Ledger, excess: u64) -> io::Result<Option<Ledger>> {
         let mut left = excess;
-        if !may {
-            return Ok(None);
-        }
         // What was ranked earlier may have been used or removed since.
         for _ in 0..2 {
             if self.evictable() < left {

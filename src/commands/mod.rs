@@ -1,6 +1,11 @@
 //! The subcommands, a file each.
 
+mod engine;
+mod exists;
+mod get;
+mod ls;
 mod mount;
+mod prefetch;
 mod setup_passthrough;
 mod unmount;
 
@@ -29,6 +34,10 @@ fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
+        Command::Get(args) => get::run(&args).map(|()| 0),
+        Command::Exists(args) => exists::run(&args),
+        Command::Ls(args) => ls::run(&args).map(|()| 0),
+        Command::Prefetch(args) => prefetch::run(&args),
         Command::SetupPassthrough(args) => setup_passthrough::run(&args).map(|()| 0),
     }
 }

@@ -20,12 +20,12 @@ pub fn run(args: &MountArgs) -> Result<u8> {
 }
 
 fn serve(config: &Config, tell: impl FnOnce()) -> Result<()> {
-    logging::start(&config.log, config.foreground)?;
-    for warning in &config.warnings {
+    logging::start(&config.engine.log, config.foreground)?;
+    for warning in &config.engine.warnings {
         log::warn!("{warning}");
     }
     mount::run(config, |line| {
-        if !config.log.quiet {
+        if !config.engine.log.quiet {
             eprintln!("aztec-cache: {line}");
         }
         logging::started();

@@ -5,6 +5,7 @@ mod file;
 mod mount_options;
 mod patience;
 mod remote;
+mod remotes;
 mod units;
 
 use std::ffi::OsString;
@@ -13,10 +14,10 @@ use std::time::Duration;
 
 pub use mount_options::{KernelFlag, MountOptions};
 pub use patience::Patience;
-pub use remote::Remote;
+pub use remote::{Credentials, Remote};
 pub use units::Free;
 
-use crate::cli::{FuseArgs, LogArgs, MountArgs, RemoteArgs};
+use crate::cli::{CacheArgs, EngineArgs, FuseArgs, LogArgs, MountArgs, RemoteArgs};
 use crate::config::file::ConfigFile;
 use crate::error::{Error, Result};
 
@@ -30,9 +31,20 @@ pub struct Config {
     pub mountpoint: PathBuf,
     /// Stay in front.
     pub foreground: bool,
-    /// Where artifacts come from.
-    pub remote: Remote,
-    /// How to reach an S3 remote.
+    /// How complete files show.
+    pub expose: Expose,
+    /// What shapes the mount itself.
+    pub mount: MountOptions,
+    /// What is read and where it is kept.
+    pub engine: EngineConfig,
+}
+
+/// What every command that reads artifacts is told.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Where artifacts come from: asked in this order, at least one.
+    pub remotes: Vec<Remote>,
+    /// How to reach S3 remotes, and whose certificates to trust.
     pub s3: S3Options,
     /// Where fetched files stay; None: nowhere.
     pub cache_dir: Option<PathBuf>,
@@ -42,10 +54,6 @@ pub struct Config {
     pub revalidate: Option<Duration>,
     /// How often each cached file is verified; None: never.
     pub scrub: Option<Duration>,
-    /// How complete files show.
-    pub expose: Expose,
-    /// What shapes the mount itself.
-    pub mount: MountOptions,
     /// Where and how much to log.
     pub log: LogOptions,
     /// What the user should know and that stops nothing; to be printed once.
@@ -109,20 +117,37 @@ impl Config {
     /// # Errors
     /// Anything malformed, with exit code 2, naming the setting and the remedy.
     pub fn new(args: &MountArgs, env: Env) -> Result<Config> {
-        let mut warnings = Vec::new();
-        let config_path = args.config.clone().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
-        let file = file::read(config_path.as_deref(), default_config_path(env).as_deref())?;
-        let cache_dir = args.cache.cache_dir.clone().or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
+        let file = config_file(&args.engine, env)?;
         Ok(Config {
             mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
             foreground: args.foreground,
-            remote: remote(&args.remote, env, &file)?,
-            s3: s3_options(&args.remote, env, &file, &mut warnings)?,
+            engine: EngineConfig::with_file(&args.engine, env, &file)?,
+            expose: expose(&args.fuse, env, &file)?,
+            mount: mount_options(&args.fuse, env, &file)?,
+        })
+    }
+}
+
+impl EngineConfig {
+    /// Puts together what `args`, the environment and the configuration file say.
+    ///
+    /// # Errors
+    /// Anything malformed, with exit code 2, naming the setting and the remedy.
+    pub fn new(args: &EngineArgs, env: Env) -> Result<EngineConfig> {
+        EngineConfig::with_file(args, env, &config_file(args, env)?)
+    }
+
+    fn with_file(args: &EngineArgs, env: Env, file: &ConfigFile) -> Result<EngineConfig> {
+        let mut warnings = Vec::new();
+        let cache_dir = args.cache.cache_dir.clone().or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
+        Ok(EngineConfig {
+            remotes: remotes::remotes(&args.remote, env, file, &mut warnings)?,
+            s3: s3_options(&args.remote, env, file, &mut warnings)?,
             cache_dir: cache_dir
                 .or(file.cache_dir.clone())
                 .filter(|dir| !dir.as_os_str().is_empty())
                 .map(absolute),
-            space: space_limits(args, env, &file)?,
+            space: space_limits(&args.cache, env, file)?,
             revalidate: period(
                 &args.cache.revalidate,
                 "--revalidate",
@@ -131,12 +156,15 @@ impl Config {
                 &file.revalidate,
             )?,
             scrub: period(&args.cache.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
-            expose: expose(&args.fuse, env, &file)?,
-            mount: mount_options(&args.fuse, env, &file)?,
-            log: log_options(&args.log, env, &file)?,
+            log: log_options(&args.log, env, file)?,
             warnings,
         })
     }
+}
+
+fn config_file(args: &EngineArgs, env: Env) -> Result<ConfigFile> {
+    let path = args.config.clone().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
+    file::read(path.as_deref(), default_config_path(env).as_deref())
 }
 
 /// The directory named on the command line, else `$HOME/.aztec-cache/remote`; always absolute.
@@ -211,26 +239,6 @@ fn period(
     }
 }
 
-fn remote(args: &RemoteArgs, env: Env, file: &ConfigFile) -> Result<Remote> {
-    let (name, urls) = if !args.remote.is_empty() {
-        ("--remote", args.remote.clone())
-    } else if let Some(text) = var(env, "AZTEC_CACHE_REMOTE")? {
-        ("AZTEC_CACHE_REMOTE", text.split_whitespace().map(str::to_owned).collect())
-    } else {
-        let urls = match &file.remote {
-            Some(file::OneOrMany::One(url)) => vec![url.clone()],
-            Some(file::OneOrMany::Many(urls)) => urls.clone(),
-            None => Vec::new(),
-        };
-        ("remote in the configuration file", urls)
-    };
-    match urls.as_slice() {
-        [] => Remote::parse("default", remote::DEFAULT_REMOTE),
-        [url] => Remote::parse(name, url),
-        [_, more, ..] => Err(Error::usage(format!("{name}: '{more}': there is one remote; name only one"))),
-    }
-}
-
 fn s3_options(
     args: &RemoteArgs,
     env: Env,
@@ -298,15 +306,10 @@ fn check_endpoint(setting: &str, url: &str) -> Result<()> {
     }
 }
 
-fn space_limits(args: &MountArgs, env: Env, file: &ConfigFile) -> Result<SpaceLimits> {
-    let cap = setting(
-        &args.cache.max_cache_size,
-        "--max-cache-size",
-        env,
-        "AZTEC_CACHE_MAX_SIZE",
-        &file.max_cache_size,
-    );
-    let free = setting(&args.cache.min_free, "--min-free", env, "AZTEC_CACHE_MIN_FREE", &file.min_free);
+fn space_limits(args: &CacheArgs, env: Env, file: &ConfigFile) -> Result<SpaceLimits> {
+    let cap =
+        setting(&args.max_cache_size, "--max-cache-size", env, "AZTEC_CACHE_MAX_SIZE", &file.max_cache_size);
+    let free = setting(&args.min_free, "--min-free", env, "AZTEC_CACHE_MIN_FREE", &file.min_free);
     Ok(SpaceLimits {
         max_cache_size: cap.map(|(name, text)| units::size(&name, &text)).transpose()?,
         min_free: free.map(|(name, text)| units::free(&name, &text)).transpose()?.unwrap_or(Free::Percent(5)),
@@ -387,13 +390,13 @@ fn log_options(args: &LogArgs, env: Env, file: &ConfigFile) -> Result<LogOptions
 mod tests {
     use super::*;
 
-    fn config(args: &[&str], vars: &[(&str, &str)]) -> Result<Config> {
+    fn config(args: &[&str], vars: &[(&str, &str)]) -> Result<EngineConfig> {
         use clap::Parser;
         let cli =
             crate::cli::Cli::try_parse_from([&["aztec-cache", "mount", "/mnt/x"], args].concat()).unwrap();
         let crate::cli::Command::Mount(args) = cli.command else { unreachable!("asked for mount") };
         let env = |name: &str| vars.iter().find(|(n, _)| *n == name).map(|(_, v)| OsString::from(v));
-        Config::new(&args, &env)
+        Config::new(&args, &env).map(|config| config.engine)
     }
 
     #[test]
@@ -405,15 +408,13 @@ mod tests {
         let file = file.to_str().unwrap();
 
         let config_ = config(&[], &[]).unwrap();
-        assert_eq!(
-            config_.remote,
-            Remote::S3 { bucket: "aztec-ci-artifacts".into(), prefix: "build-cache/".into() }
-        );
+        let public = "https://build-cache.aztec-labs.com/".to_owned();
+        assert_eq!(config_.remotes, [Remote::Http { url: public, credentials: None }]);
         assert_eq!((config_.cache_dir, config_.space.min_free), (None, Free::Percent(5)));
 
         let vars = [("AZTEC_CACHE_CONFIG", file)];
         let config_ = config(&[], &vars).unwrap();
-        assert_eq!(config_.remote, Remote::S3 { bucket: "from-file".into(), prefix: String::new() });
+        assert_eq!(config_.remotes, [Remote::S3 { bucket: "from-file".into(), prefix: String::new() }]);
         assert_eq!(config_.s3.region.as_deref(), Some("file-region"));
         assert_eq!(config_.cache_dir, Some("/file".into()));
 
@@ -454,7 +455,7 @@ mod tests {
             (&["--ca-bundle", "/nonexistent.pem"], &[], "/nonexistent.pem"),
             (&["--log-level", "loud"], &[], "--log-level"),
             (&["--auto-unmount"], &[], "--auto-unmount"),
-            (&["--remote", "s3://a-bucket/", "--remote", "s3://b-bucket/"], &[], "s3://b-bucket/"),
+            (&["--remote", "s3://a-bucket/", "--remote", "https://"], &[], "--remote: 'https://'"),
             (&[], &[("AZTEC_CACHE_READ_ONLY", "yes")], "AZTEC_CACHE_READ_ONLY"),
             (&[], &[("S3_BUILD_CACHE_AWS_PARAMS", "--region 'x")], "S3_BUILD_CACHE_AWS_PARAMS"),
         ];

@@ -54,7 +54,7 @@ impl Download {
     async fn is_published(&self, resources: &Resources) -> bool {
         let (cache, key) = (resources.cache.clone(), self.object.key.clone());
         let found = blocking(move || cache.and_then(|cache| cache.lookup(&key))).await;
-        let is_it = found.ok().flatten().is_some_and(|file| file.version.etag == self.object.etag);
+        let is_it = found.ok().flatten().is_some_and(|file| file.version.is(&self.object));
         is_it && self.map().is_complete()
     }
 

@@ -4,13 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::answer::blocking;
 use crate::checksum::Checksum;
 use crate::error::{Error, Kind, Result};
-use crate::object::{ETag, Key, ObjectVersion};
+use crate::object::{ObjectVersion, VersionId};
 use crate::store::ObjectStore;
 
 /// What is known against checksums: an ETag is an MD5 with S3 itself, but not with every server, and a checksum of parts can
@@ -18,10 +17,11 @@ use crate::store::ObjectStore;
 #[derive(Debug, Default)]
 pub struct Doubts {
     /// Versions that didn't fit a checksum of that kind, with the CRC64NVME that they had. Guards only the table.
-    misfits: Mutex<HashMap<(Key, ETag), u64>>,
+    misfits: Mutex<HashMap<VersionId, u64>>,
     /// Versions whose bytes were found to be wrong after some of them had been given out. Guards only the set.
-    damaged: Mutex<HashSet<(Key, ETag)>>,
-    not_md5: AtomicBool,
+    damaged: Mutex<HashSet<VersionId>>,
+    /// Remotes whose ETags were seen not to be MD5s. Guards only the set.
+    not_md5: Mutex<HashSet<Arc<str>>>,
 }
 
 /// What bytes can be compared with.
@@ -71,11 +71,11 @@ impl Doubts {
         match fits.map_err(|e| Error::local(format!("{}: can't read its local file", object.key), &e))? {
             true => Ok(()),
             false if !certain && self.is_known_misfit(object, crc) => {
-                if !self.not_md5.swap(true, Ordering::Relaxed) {
+                if self.not_md5().insert(object.source.clone()) {
                     log::warn!(
                         "{}{}: the same bytes came twice and don't fit {checksum}, which is no checksum of them then; \
                          ETags of this remote are not used as such from now on",
-                        store.url(),
+                        object.source,
                         object.key
                     );
                 }
@@ -88,7 +88,7 @@ impl Doubts {
     fn evidence(&self, object: &ObjectVersion) -> Evidence {
         match &object.checksum {
             Some(checksum) => Evidence::Offered(checksum.clone()),
-            None if self.not_md5.load(Ordering::Relaxed) => Evidence::Nothing,
+            None if self.not_md5().contains(&object.source) => Evidence::Nothing,
             None => match Checksum::of_etag(object.etag.as_str()) {
                 Some(checksum) if !checksum.is_composite() => Evidence::ETag(checksum),
                 _ => Evidence::Nothing,
@@ -98,11 +98,11 @@ impl Doubts {
 
     fn is_known_misfit(&self, object: &ObjectVersion, crc: u64) -> bool {
         let mut misfits = self.misfits.lock().unwrap_or_else(|e| e.into_inner());
-        misfits.insert((object.key.clone(), object.etag.clone()), crc) == Some(crc)
+        misfits.insert(object.id(), crc) == Some(crc)
     }
 
     fn damaged(&self, object: &ObjectVersion, checksum: &Checksum) -> Error {
-        self.damaged_set().insert((object.key.clone(), object.etag.clone()));
+        self.damaged_set().insert(object.id());
         let key = &object.key;
         Error::new(
             Kind::Damaged,
@@ -114,10 +114,14 @@ impl Doubts {
     pub fn take_damaged(&self, object: &ObjectVersion) -> bool {
         let mut damaged = self.damaged_set();
         // Nearly always empty.
-        !damaged.is_empty() && damaged.remove(&(object.key.clone(), object.etag.clone()))
+        !damaged.is_empty() && damaged.remove(&object.id())
     }
 
-    fn damaged_set(&self) -> MutexGuard<'_, HashSet<(Key, ETag)>> {
+    fn not_md5(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
+        self.not_md5.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn damaged_set(&self) -> MutexGuard<'_, HashSet<VersionId>> {
         self.damaged.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

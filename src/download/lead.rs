@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use crate::answer::blocking;
 use crate::cache::{Partial, Record};
 use crate::checksum::{Checksum, extend_crc64nvme};
-use crate::download::parts::{Lease, PartSizes};
+use crate::download::parts::Lease;
 use crate::download::retry::RangeFetch;
 use crate::download::{Download, Resources, unread};
 use crate::error::{Error, Kind, Result};
@@ -53,7 +53,10 @@ impl Download {
                 let in_vain = self.map().missing() == self.object.size;
                 in_vain || matches!(kind, Kind::Changed | Kind::NoSpace | Kind::Local | Kind::Internal)
             }
-            Ok(crc) if self.check(crc, resources).await => return self.publish(partial, crc).await,
+            Ok(crc) if self.check(crc, resources).await => {
+                self.publish(partial, crc).await;
+                return self.finish();
+            }
             Ok(_) => true,
         };
         if useless {
@@ -68,6 +71,7 @@ impl Download {
         if let Ok(crc) = self.crc()
             && self.check(crc, resources).await
         {
+            self.finish();
             self.wait_until_unread().await;
         }
     }
@@ -82,7 +86,7 @@ impl Download {
     async fn work_all(self: &Arc<Download>, budget: &Arc<Semaphore>) {
         let mut workers = JoinSet::new();
         workers.spawn(self.clone().work(None));
-        let parts = self.map().missing().div_ceil(PartSizes::of(self.object.size).other);
+        let parts = self.map().missing().div_ceil(self.sizes.other);
         for _ in 1..parts.min(WORKERS) {
             workers.spawn(self.clone().work(Some(budget.clone())));
         }
@@ -119,12 +123,13 @@ impl Download {
         if let Err(error) = &checked {
             log::warn!("{error}");
             self.map().condemn(error.clone());
+            self.finish();
         }
         checked.is_ok()
     }
 
     async fn publish(&self, partial: Arc<Partial>, crc: u64) {
-        let source = self.store.url().to_owned();
+        let source = self.object.source.clone();
         let committed = blocking(move || {
             partial.commit(&source, &Checksum::crc64nvme(crc)).inspect_err(|_| partial.discard())
         });

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SetOnce};
 
 use crate::answer::blocking;
 use crate::cache::{Begun, CacheDir, Follower, Partial};
@@ -44,6 +44,7 @@ pub struct Download {
     object: ObjectVersion,
     store: Arc<dyn ObjectStore>,
     runtime: Handle,
+    sizes: PartSizes,
     /// Set before the first byte arrives; never set when there is no room on disk.
     file: OnceLock<Arc<File>>,
     /// The same file as long as it is ours to fill in the cache directory. Guards only the reference.
@@ -56,6 +57,8 @@ pub struct Download {
     unread: Notify,
     /// Whether this process fetches it.
     leads: AtomicBool,
+    /// Set when all is fetched and, where it is to be kept, in its place; and when that won't be.
+    finished: SetOnce<()>,
     urgent: AtomicUsize,
     direct: DirectReader,
 }
@@ -88,12 +91,15 @@ pub struct Reader(Arc<Download>);
 impl Download {
     /// A download of `object` that nobody reads and nothing drives yet.
     pub fn new(object: ObjectVersion, store: Arc<dyn ObjectStore>, runtime: Handle) -> Arc<Download> {
+        let sizes = if store.serves_ranges(&object) { PartSizes::of(object.size) } else { PartSizes::WHOLE };
         Arc::new(Download {
-            map: Mutex::new(PartMap::new(object.size, PartSizes::of(object.size))),
+            map: Mutex::new(PartMap::new(object.size, sizes)),
+            sizes,
             direct: DirectReader::new(object.clone(), store.clone(), runtime.clone()),
             readers: Mutex::new(Readers { kept: true, ..Readers::default() }),
             unread: Notify::new(),
             leads: AtomicBool::new(false),
+            finished: SetOnce::new(),
             urgent: AtomicUsize::new(0),
             file: OnceLock::new(),
             partial: Mutex::default(),
@@ -125,7 +131,7 @@ impl Download {
             Ok(Target::Lead(partial)) => self.lead(partial, &resources).await,
             Ok(Target::Follow(follower)) => match self.follow(follower, &resources).await {
                 Ok(Some(partial)) => self.lead(partial, &resources).await,
-                Ok(None) => {}
+                Ok(None) => self.finish(),
                 Err(error) => self.fail(error),
             },
             Ok(Target::Spool(file)) => {
@@ -155,6 +161,11 @@ impl Download {
             _ => log::debug!("{}: download failed: {error}", self.object.key),
         }
         self.map().fail(error);
+        self.finish();
+    }
+
+    fn finish(&self) {
+        let _ = self.finished.set(());
     }
 
     /// From now on the download lives only as long as its readers.
@@ -251,6 +262,20 @@ impl Reader {
                 self.0.direct.read(range).await
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+impl Reader {
+    /// Waits until all bytes have been fetched and checked and, where they are to be kept, put in their place.
+    ///
+    /// # Errors
+    /// They can't be had. Trouble with the local disk is none: reads go past it.
+    pub async fn finished(&self) -> Result<()> {
+        self.0.finished.wait().await;
+        match self.0.map().failure() {
+            Some(error) if !matches!(error.kind(), Kind::NoSpace | Kind::Local) => Err(error.clone()),
+            _ => Ok(()),
         }
     }
 }

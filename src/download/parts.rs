@@ -20,6 +20,9 @@ pub struct PartSizes {
 }
 
 impl PartSizes {
+    /// The object in one part, which is never split.
+    pub const WHOLE: PartSizes = PartSizes { first: u64::MAX, other: u64::MAX, split: u64::MAX };
+
     /// The sizes for an object of `size` bytes. Parts of 8 MiB: a request's round trip is small beside them at the 50 to 100
     /// MB/s that S3 gives a connection. Smaller ones for what would else be spread over few connections.
     pub fn of(size: u64) -> PartSizes {

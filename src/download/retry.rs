@@ -89,7 +89,7 @@ impl<'a> RangeFetch<'a> {
 
     fn error(&self, kind: Kind, what: &str) -> Error {
         let (key, at) = (&self.object.key, self.range.start);
-        Error::new(kind, format!("{}{key}: {what} at byte {at} of {}", self.store.url(), self.object.size))
+        Error::new(kind, format!("{}{key}: {what} at byte {at} of {}", self.object.source, self.object.size))
     }
 }
 

@@ -94,10 +94,15 @@ impl Listings {
             if !names.files.is_empty() || !names.dirs.is_empty() {
                 return Ok(true);
             }
-            match inner.store.list(&owned, None, 1).await {
-                Ok(page) => Ok(!page.objects.is_empty() || !page.dirs.is_empty()),
-                Err(error) if matches!(error.kind(), Kind::ListDenied | Kind::NotFound) => Ok(false),
-                Err(error) => Err(error),
+            let (found, failure) = match inner.store.list(&owned, None, 1).await {
+                Ok(page) => (!page.objects.is_empty() || !page.dirs.is_empty(), page.gap),
+                Err(error) => (false, Some(error)),
+            };
+            match failure {
+                Some(error) if !found && !matches!(error.kind(), Kind::ListDenied | Kind::NotFound) => {
+                    Err(error)
+                }
+                _ => Ok(found),
             }
         })
     }
@@ -133,11 +138,12 @@ impl Load {
         local.dirs.retain(|name| self.inner.is_presentable(&self.dir, name));
         self.listing.add(local.dirs.drain(..).map(|name| Entry::Dir(name.into())));
         let mut files: HashSet<String> = local.files.into_iter().collect();
-        let (mut token, mut pages) = (None, 0);
+        let (mut token, mut pages, mut gap) = (None, 0, None);
         let failure = loop {
             match self.inner.store.list(&self.dir, token.take(), PAGE).await {
                 Ok(mut page) => {
                     token = page.next.take();
+                    gap = gap.or(page.gap.take());
                     match self.merge(page, files).await {
                         Ok(left) => files = left,
                         Err(error) => return self.listing.end(false, Some(error)),
@@ -164,8 +170,10 @@ impl Load {
         if let Err(error) = self.add_local(files).await {
             return self.listing.end(false, Some(error));
         }
+        let has_substitute = !nothing_known && (pages == 0 || failure.is_none());
+        let failure = failure.or(gap);
         let whole = failure.is_none();
-        let failure = failure.and_then(|error| self.inner.excuse(error, pages == 0 && !nothing_known));
+        let failure = failure.and_then(|error| self.inner.excuse(error, has_substitute));
         self.listing.end(whole, failure);
     }
 
@@ -246,14 +254,17 @@ impl Inner {
             let ListedObject { etag, size, modified, .. } = object;
             entries.push(Entry::File(match local {
                 Local::Serve(file) => file.into(),
-                _ => Served::Remote(ObjectVersion { key, etag, size, modified, checksum: None }),
+                _ => {
+                    let source = page.source.clone();
+                    Served::Remote(ObjectVersion { key, etag, size, modified, checksum: None, source })
+                }
             }));
         }
         entries
     }
 
     /// What readers are told of a failed listing: nothing, if listing is simply not granted, or if `has_substitute`,
-    /// the local names, stands for all of it.
+    /// the local names and those of other remotes, stands for it.
     fn excuse(&self, error: Error, has_substitute: bool) -> Option<Error> {
         if error.kind() == Kind::ListDenied {
             if !self.said_denied.swap(true, Ordering::Relaxed) {
@@ -262,7 +273,7 @@ impl Inner {
             return None;
         }
         if has_substitute {
-            log::info!("{error}: the directory shows what is local");
+            log::info!("{error}: the directory shows what else is known");
             return None;
         }
         Some(error)

@@ -198,13 +198,8 @@ mod tests {
 
     fn file(name: &str) -> Entry {
         let (key, etag) = (Key::new(name).unwrap(), ETag::new("x"));
-        Entry::File(Served::Remote(ObjectVersion {
-            key,
-            etag,
-            size: 1,
-            modified: SystemTime::UNIX_EPOCH,
-            checksum: None,
-        }))
+        let (modified, source) = (SystemTime::UNIX_EPOCH, "s3://b/".into());
+        Entry::File(Served::Remote(ObjectVersion { key, etag, size: 1, modified, checksum: None, source }))
     }
 
     fn names(listing: &Listing) -> Vec<String> {

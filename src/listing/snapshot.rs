@@ -24,6 +24,10 @@ enum Line {
     /// Name, ETag, size, and when it was written, in nanoseconds since 1970.
     Object(String, String, u64, u64),
     Dir([String; 1]),
+    /// The remote that the objects after it are of.
+    Source {
+        source: String,
+    },
 }
 
 /// What the listing of `dir` at the remote `url` is kept under.
@@ -35,8 +39,9 @@ fn name(url: &str, dir: &str) -> String {
 pub fn save(cache: &CacheDir, url: &str, dir: &str, pages: &[Arc<[Entry]>]) {
     let saved = cache.save_note(&name(url, dir), PERIOD, |file| {
         let mut out = BufWriter::new(file);
+        let mut source = "";
         for entry in pages.iter().flat_map(|page| page.iter()) {
-            write(&mut out, entry)?;
+            write(&mut out, entry, &mut source)?;
         }
         out.flush()
     });
@@ -45,12 +50,16 @@ pub fn save(cache: &CacheDir, url: &str, dir: &str, pages: &[Arc<[Entry]>]) {
     }
 }
 
-fn write(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
+fn write<'a>(out: &mut impl Write, entry: &'a Entry, source: &mut &'a str) -> io::Result<()> {
     let line = match entry {
         Entry::Dir(name) => Line::Dir([name.to_string()]),
         Entry::File(Served::Local { version, .. }) if version.etag.is_local() => return Ok(()),
         Entry::File(served) => {
             let version = served.version();
+            if *source != &*version.source {
+                *source = &version.source;
+                write_line(out, &Line::Source { source: (*source).to_owned() })?;
+            }
             let since = version.modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let modified = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
             Line::Object(
@@ -61,7 +70,11 @@ fn write(out: &mut impl Write, entry: &Entry) -> io::Result<()> {
             )
         }
     };
-    serde_json::to_writer(&mut *out, &line)?;
+    write_line(out, &line)
+}
+
+fn write_line(out: &mut impl Write, line: &Line) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
     out.write_all(b"\n")
 }
 
@@ -72,13 +85,18 @@ pub fn load(cache: &CacheDir, url: &str, dir: &str, add: &mut dyn FnMut(Page)) -
     for line in BufReader::new(file).lines() {
         match serde_json::from_str(&line?)? {
             Line::Dir([name]) => page.dirs.push(name),
+            Line::Source { source } => {
+                let next = Page { source: source.into(), ..Page::default() };
+                add(std::mem::replace(&mut page, next));
+            }
             Line::Object(name, etag, size, modified) => {
                 let modified = SystemTime::UNIX_EPOCH + Duration::from_nanos(modified);
                 page.objects.push(ListedObject { name, etag: ETag::new(&etag), size, modified });
             }
         }
         if page.objects.len() + page.dirs.len() == PAGE {
-            add(std::mem::take(&mut page));
+            let next = Page { source: page.source.clone(), ..Page::default() };
+            add(std::mem::replace(&mut page, next));
         }
     }
     add(page);
@@ -94,6 +112,7 @@ mod tests {
     fn golden() {
         let lines = [
             (Line::Dir(["dir".into()]), r#"["dir"]"#),
+            (Line::Source { source: "s3://b/".into() }, r#"{"source":"s3://b/"}"#),
             (Line::Object("a.zst".into(), "\"e\"".into(), 7, 9), r#"["a.zst","\"e\"",7,9]"#),
         ];
         for (line, text) in lines {

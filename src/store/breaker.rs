@@ -108,6 +108,11 @@ impl ObjectStore for Breaker {
         self.open.check()
     }
 
+    async fn probe(&self) -> Result<()> {
+        self.open.check()?;
+        self.note(self.inner.probe().await)
+    }
+
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
         self.open.check()?;
         self.note(self.inner.head(key).await)
@@ -125,5 +130,9 @@ impl ObjectStore for Breaker {
 
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
         self.note(self.inner.get(object, range).await)
+    }
+
+    fn serves_ranges(&self, object: &ObjectVersion) -> bool {
+        self.inner.serves_ranges(object)
     }
 }

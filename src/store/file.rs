@@ -22,13 +22,13 @@ const CHUNK: u64 = 1 << 20;
 /// A directory as a remote. A file's version is its inode, size and change time.
 pub struct FileStore {
     dir: PathBuf,
-    url: String,
+    url: Arc<str>,
 }
 
 impl FileStore {
     /// The store of the files below `dir`.
     pub fn new(dir: &Path) -> FileStore {
-        FileStore { dir: dir.to_owned(), url: format!("file://{}", dir.display()) }
+        FileStore { dir: dir.to_owned(), url: format!("file://{}", dir.display()).into() }
     }
 
     fn path(&self, key: &Key) -> PathBuf {
@@ -43,30 +43,25 @@ impl ObjectStore for FileStore {
     }
 
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
-        let (path, key) = (self.path(key), key.clone());
+        let (path, key, source) = (self.path(key), key.clone(), self.url.clone());
         blocking(move || {
             let meta = fs::metadata(&path).map_err(|e| io_error(&path, &e))?;
             if !meta.is_file() {
                 return Err(Error::new(Kind::NotFound, format!("{}: not a file", path.display())));
             }
-            Ok(ObjectVersion {
-                key,
-                etag: etag(&meta),
-                size: meta.len(),
-                modified: modified(&meta),
-                checksum: None,
-            })
+            let (etag, modified) = (etag(&meta), modified(&meta));
+            Ok(ObjectVersion { key, etag, size: meta.len(), modified, checksum: None, source })
         })
         .await?
     }
 
     async fn list(&self, dir: &str, _token: Option<String>, limit: u16) -> Result<Page> {
-        let (root, path) = (self.dir.clone(), self.dir.join(dir));
+        let (root, path, source) = (self.dir.clone(), self.dir.join(dir), self.url.clone());
         blocking(move || match read_dir(&path, limit) {
             // A key is a file: there is no such thing as a directory that is missing, only an empty one.
             Err(e) if e.kind() == io::ErrorKind::NotFound && root.is_dir() => Ok(Page::default()),
             Err(e) => Err(io_error(&path, &e)),
-            Ok(page) => Ok(page),
+            Ok(page) => Ok(Page { source, ..page }),
         })
         .await?
     }

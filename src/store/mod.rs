@@ -1,7 +1,10 @@
 //! Remotes: where objects come from. Knows nothing of local caches.
 
 mod breaker;
+mod chain;
+mod connector;
 mod file;
+mod http;
 mod s3;
 
 use std::ops::Range;
@@ -10,18 +13,18 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt};
 
 use crate::config::{Patience, Remote, S3Options};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::object::{ETag, Key, ObjectVersion};
 
 /// A remote that objects are read from. Every call is bounded in time. Questions are asked again where that is worth it;
 /// a `get` isn't, whose caller goes on where it broke.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + 'static {
-    /// The remote as its user wrote it, for messages and `user.aztec_cache.source`.
+    /// The remote as its user wrote it, but for a user and a password, for messages and `user.aztec_cache.source`.
     fn url(&self) -> &str;
 
     /// How long it is waited for.
@@ -32,6 +35,14 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// Fails at once when the remote that has `object` is known to be unreachable.
     fn check(&self, _object: &ObjectVersion) -> Result<()> {
         Ok(())
+    }
+
+    /// Finds out whether there is anything wrong with the remote.
+    ///
+    /// # Errors
+    /// `ListDenied` when it is fine but listing is not granted.
+    async fn probe(&self) -> Result<()> {
+        self.list("", None, 1).await.map(drop)
     }
 
     /// The current version of `key`.
@@ -58,6 +69,12 @@ pub trait ObjectStore: Send + Sync + 'static {
     /// # Errors
     /// `Changed` when the key holds another version by now, or none.
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body>;
+
+    /// Whether parts of `object` can be had by themselves. Else every `get` has the server send it from the start, so
+    /// that one `get` of the whole is best.
+    fn serves_ranges(&self, _object: &ObjectVersion) -> bool {
+        true
+    }
 }
 
 /// A page of a directory listing, in the remote's order.
@@ -69,6 +86,10 @@ pub struct Page {
     pub dirs: Vec<String>,
     /// Where the next page begins; None after the last.
     pub next: Option<String>,
+    /// The URL of the remote that has all these.
+    pub source: Arc<str>,
+    /// Why names are missing that another remote of a chain may have.
+    pub gap: Option<Error>,
 }
 
 /// An object as a listing shows it; its name has not been checked.
@@ -89,8 +110,29 @@ pub struct Body(BoxStream<'static, Result<Bytes>>);
 
 impl Body {
     /// Wraps a stream of chunks.
-    pub fn new(chunks: impl futures_util::Stream<Item = Result<Bytes>> + Send + 'static) -> Body {
+    pub fn new(chunks: impl Stream<Item = Result<Bytes>> + Send + 'static) -> Body {
         Body(chunks.boxed())
+    }
+
+    /// The `length` bytes after the first `skip` of a stream of chunks; fewer if it ends before.
+    fn window(chunks: impl Stream<Item = Result<Bytes>> + Send + 'static, skip: u64, length: u64) -> Body {
+        let chunks = chunks.boxed();
+        Body::new(stream::try_unfold((chunks, skip, length), |(mut chunks, mut skip, left)| async move {
+            if left == 0 {
+                return Ok(None);
+            }
+            while let Some(chunk) = chunks.next().await.transpose()? {
+                let skipped = skip.min(chunk.len() as u64);
+                skip -= skipped;
+                let chunk = chunk.slice(skipped as usize..);
+                if !chunk.is_empty() {
+                    let chunk = chunk.slice(..chunk.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+                    let left = left - chunk.len() as u64;
+                    return Ok(Some((chunk, (chunks, skip, left))));
+                }
+            }
+            Ok(None)
+        }))
     }
 
     /// The next chunk, never empty; None at the end.
@@ -104,13 +146,28 @@ impl Body {
     }
 }
 
-/// Opens the store of `remote`. No request is made yet: a mount needs no live remote.
+/// Opens the store of `remotes`, which are asked in order. No request is made yet: a mount needs no live remote.
 ///
 /// # Errors
-/// A directory or certificate file that can't be read.
-pub fn open(remote: &Remote, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
+/// A certificate file that can't be read.
+pub fn open(remotes: &[Remote], options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
+    let mut stores = remotes.iter().map(|remote| open_one(remote, options)).collect::<Result<Vec<_>>>()?;
+    match stores.pop() {
+        Some(only) if stores.is_empty() => Ok(only),
+        last => {
+            stores.extend(last);
+            Ok(Arc::new(chain::Chain::new(stores)))
+        }
+    }
+}
+
+/// One remote, with a memory of its own for whether it is down.
+fn open_one(remote: &Remote, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
     let store: Arc<dyn ObjectStore> = match remote {
         Remote::S3 { bucket, prefix } => Arc::new(s3::S3Store::new(bucket, prefix, options)?),
+        Remote::Http { url, credentials } => {
+            Arc::new(http::HttpStore::new(url, credentials.as_ref(), options)?)
+        }
         Remote::File(dir) => Arc::new(file::FileStore::new(dir)),
     };
     Ok(Arc::new(breaker::Breaker::new(store)))

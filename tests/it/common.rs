@@ -88,12 +88,21 @@ impl Place {
         let cache = dir.path().join("cache");
         let mut place = Place { dir, args: Vec::new(), env: Vec::new(), cache: Some(cache), user: None };
         place.arg("--endpoint-url").arg(url);
+        place.env("AZTEC_CACHE_REMOTE", "s3://aztec-ci-artifacts/build-cache/");
         place.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test-secret");
         place
     }
 
     pub fn of(server: &S3Server) -> Place {
         Place::new(&server.url())
+    }
+
+    /// A place that reads from `remotes`, in this order.
+    pub fn reading(remotes: &[&str]) -> Place {
+        let mut place = Place::new("");
+        place.args.clear();
+        place.env("AZTEC_CACHE_REMOTE", remotes.join(" "));
+        place
     }
 
     pub fn arg(&mut self, arg: impl Into<OsString>) -> &mut Place {

@@ -61,7 +61,7 @@ impl Engine {
 fn engine(with_cache: bool) -> Engine {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("remote")).unwrap();
-    let inner = store::open(&Remote::File(dir.path().join("remote")), &S3Options::default()).unwrap();
+    let inner = store::open(&[Remote::File(dir.path().join("remote"))], &S3Options::default()).unwrap();
     let store = FaultStore::new(inner);
     let limits = SpaceLimits { max_cache_size: None, min_free: Free::Bytes(0) };
     let cache = with_cache

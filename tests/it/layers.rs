@@ -49,10 +49,26 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("privilege", &[]),
     ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
     (
+        "engine",
+        &[
+            "cache",
+            "coherence",
+            "config",
+            "error",
+            "fetch",
+            "handles",
+            "listing",
+            "lookup",
+            "object",
+            "store",
+        ],
+    ),
+    (
         "mount",
         &[
             "cache",
             "config",
+            "engine",
             "error",
             "filesystem",
             "fuse",
@@ -63,7 +79,25 @@ const LAYERS: &[(&str, &[&str])] = &[
             "verify",
         ],
     ),
-    ("commands", &["cli", "config", "daemon", "error", "logging", "mount", "mountpoint", "privilege"]),
+    (
+        "commands",
+        &[
+            "cache",
+            "cli",
+            "coherence",
+            "config",
+            "daemon",
+            "engine",
+            "error",
+            "handles",
+            "listing",
+            "logging",
+            "mount",
+            "mountpoint",
+            "object",
+            "privilege",
+        ],
+    ),
 ];
 
 #[test]

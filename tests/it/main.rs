@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cache_dir;
+mod commands;
 mod common;
 mod daemon;
 mod engine;

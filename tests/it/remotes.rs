@@ -1,5 +1,8 @@
 //! The kinds of remote and the ways to ask them.
 
+mod chain;
 mod directory;
+mod http;
+mod http_odd;
 mod https;
 mod s3;

@@ -16,7 +16,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumMode, EncodingType};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{Stream, stream};
 use percent_encoding::percent_decode_str;
 use tokio::sync::OnceCell;
 
@@ -34,7 +34,7 @@ const LIST_RIGHT_TTL: Duration = Duration::from_secs(60);
 pub struct S3Store {
     bucket: String,
     prefix: String,
-    url: String,
+    url: Arc<str>,
     options: S3Options,
     http: connector::Connector,
     /// Made at the first request: finding credentials may itself take network round trips.
@@ -64,7 +64,7 @@ impl S3Store {
         Ok(S3Store {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
-            url: format!("s3://{bucket}/{prefix}"),
+            url: format!("s3://{bucket}/{prefix}").into(),
             options: options.clone(),
             http: connector::Connector::new(options)?,
             client: OnceCell::new(),
@@ -176,6 +176,7 @@ impl ObjectStore for S3Store {
             size: u64::try_from(size).map_err(|_| not_s3(&what, "a negative length"))?,
             modified: system_time(head.last_modified()),
             checksum: offered_checksum(&head).map(Arc::new),
+            source: self.url.clone(),
         })
     }
 
@@ -204,7 +205,7 @@ impl ObjectStore for S3Store {
                 if dir.is_empty() {
                     self.remember_list_right(ListRight::Granted);
                 }
-                page(&output, &prefix, &what)
+                page(&output, &prefix, &what).map(|page| Page { source: self.url.clone(), ..page })
             }
             Err(failure) if failure.is_list_denial() => {
                 self.remember_list_right(ListRight::Denied);
@@ -237,7 +238,7 @@ impl ObjectStore for S3Store {
             }
         };
         let skip = check_answer(&output, object, &range, &what)?;
-        Ok(body(output.body, skip, range.end - range.start, what))
+        Ok(Body::window(chunks(output.body, what), skip, range.end - range.start))
     }
 }
 
@@ -281,41 +282,18 @@ fn check_answer(
     }
 }
 
-/// The body's bytes from `skip` on, `length` of them at most.
-fn body(stream: ByteStream, skip: u64, length: u64, what: String) -> Body {
-    Body::new(stream::try_unfold((stream, skip, length), move |(mut stream, mut skip, left)| {
-        let what = what.clone();
-        async move {
-            if left == 0 {
-                return Ok(None);
-            }
-            loop {
-                let chunk = match stream.next().await {
-                    None => return Ok(None),
-                    Some(Err(e)) => {
-                        let cause = chain(&e);
-                        return Err(Error::new(
-                            Kind::Unreachable,
-                            format!("{what}: the connection broke: {cause}"),
-                        ));
-                    }
-                    Some(Ok(chunk)) => chunk,
-                };
-                let (chunk, skipped) = after(chunk, skip);
-                skip -= skipped;
-                if !chunk.is_empty() {
-                    let chunk = chunk.slice(..chunk.len().min(left as usize));
-                    let left = left - chunk.len() as u64;
-                    return Ok(Some((chunk, (stream, skip, left))));
-                }
+/// The body's chunks as they come.
+fn chunks(body: ByteStream, what: String) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+    stream::try_unfold((body, what), |(mut body, what)| async move {
+        match body.next().await {
+            None => Ok(None),
+            Some(Ok(chunk)) => Ok(Some((chunk, (body, what)))),
+            Some(Err(e)) => {
+                let cause = chain(&e);
+                Err(Error::new(Kind::Unreachable, format!("{what}: the connection broke: {cause}")))
             }
         }
-    }))
-}
-
-fn after(chunk: Bytes, skip: u64) -> (Bytes, u64) {
-    let skipped = skip.min(chunk.len() as u64);
-    (chunk.slice(skipped as usize..), skipped)
+    })
 }
 
 fn page(output: &ListObjectsV2Output, prefix: &str, what: &str) -> Result<Page> {

@@ -25,12 +25,14 @@ fn assert_usage_error(make: impl FnOnce(&mut Place) -> &mut Place, parts: &[&str
 #[test]
 fn a_malformed_remote() {
     for (url, part) in [
-        ("build-cache", "write s3://BUCKET/PREFIX/ or file:///DIR/"),
+        ("build-cache", "write s3://BUCKET/PREFIX/, https://HOST/PATH/"),
         ("s3://", "write s3://BUCKET/PREFIX/"),
         ("s3://b/", "write s3://BUCKET/PREFIX/"),
         ("s3://bucket//prefix/", "single slashes"),
-        ("ftp://host/dir/", "write s3://BUCKET/PREFIX/ or file:///DIR/"),
+        ("ftp://host/dir/", "write s3://BUCKET/PREFIX/, https://HOST/PATH/"),
         ("file://relative/dir/", "write file:///DIR/"),
+        ("https:///dir/", "write https://HOST/PATH/"),
+        ("http://host/dir/?list", "write https://HOST/PATH/"),
     ] {
         let quoted = format!("'{url}'");
         assert_usage_error(|place| place.arg("--remote").arg(url), &["--remote: ", &quoted, part]);
@@ -40,8 +42,12 @@ fn a_malformed_remote() {
         );
     }
     assert_usage_error(
-        |place| place.arg("--remote").arg("s3://first/").arg("--remote").arg("s3://second/"),
-        &["--remote: ", "'s3://second/'", "only one"],
+        |place| place.arg("--remote").arg("s3://first/").arg("--remote").arg("second"),
+        &["--remote: ", "'second'"],
+    );
+    assert_usage_error(
+        |place| place.env("AZTEC_CACHE_REMOTE", "s3://first/ http://user:secret@/"),
+        &["AZTEC_CACHE_REMOTE: ", "'http:///'"],
     );
 }
 
@@ -188,6 +194,7 @@ fn a_bad_configuration_file() {
         ("remote = 'bucket'\n", &["remote in the configuration file", "'bucket'"]),
     ] {
         let mut place = place();
+        place.unset("AZTEC_CACHE_REMOTE");
         let file = place.dir.path().join("config.toml");
         fs::write(&file, text).unwrap();
         let by_flag = place.mount_daemon(&["--config", file.to_str().unwrap()]).0;

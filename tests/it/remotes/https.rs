@@ -16,14 +16,14 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use crate::common::{Place, errno, key, needs_fuse, wait_for};
 
 /// TLS in front of a server that has none, with a certificate for `127.0.0.1` that nobody else signed.
-struct TlsFront {
+pub struct TlsFront {
     addr: SocketAddr,
-    pem: String,
+    pub pem: String,
     _runtime: Runtime,
 }
 
 impl TlsFront {
-    fn of(upstream: SocketAddr) -> TlsFront {
+    pub fn of(upstream: SocketAddr) -> TlsFront {
         let CertifiedKey { cert, signing_key } =
             rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
         let key = PrivateKeyDer::try_from(signing_key.serialize_der()).expect("a key");
@@ -45,7 +45,7 @@ impl TlsFront {
         TlsFront { addr, pem: cert.pem(), _runtime: runtime }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("https://{}", self.addr)
     }
 }

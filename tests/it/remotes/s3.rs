@@ -216,6 +216,7 @@ fn the_flag_goes_before_the_variable_and_the_variable_before_the_file() {
     }
     let mut place = Place::of(&server);
     place.cache = None;
+    place.unset("AZTEC_CACHE_REMOTE");
     let config = place.dir.path().join(".config/aztec-cache");
     fs::create_dir_all(&config).unwrap();
     fs::write(config.join("config.toml"), "remote = 's3://aztec-ci-artifacts/file/'\n").unwrap();

@@ -1,4 +1,4 @@
-//! Test tools of aztec-cache: S3 servers, a bad network, real artifacts and an ordinary user.
+//! Test tools of aztec-cache: S3 and web servers, a bad network, real artifacts and an ordinary user.
 //!
 //! Everything listens on loopback only, on ports the kernel chooses, and is stopped by `Drop`. The servers own
 //! their threads, so that plain `#[test]` functions can use them; none of the waiting calls may be made from
@@ -7,8 +7,10 @@
 pub mod artifacts;
 pub mod client;
 mod loopback;
+pub mod nginx;
 pub mod pattern;
 pub mod proxy;
 pub mod s3;
 pub mod seaweed;
 pub mod user;
+pub mod web;

@@ -1,0 +1,157 @@
+//! What reads artifacts, wired together: remotes, local cache, lookups, downloads. A mount serves it to the kernel, the
+//! other commands use it as it is.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::cache::CacheDir;
+use crate::coherence::{Coherence, Served};
+use crate::config::EngineConfig;
+use crate::error::{Error, Kind, Result};
+use crate::fetch::{Fetcher, Source};
+use crate::handles::OpenFile;
+use crate::listing::{Entry, Listings};
+use crate::lookup::Lookup;
+use crate::object::{DISABLED, InvalidKey, Key};
+use crate::store;
+
+/// How long tasks under way may take to clean up.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+/// How often an artifact that is replaced between lookup and open is looked up.
+const OPEN_ATTEMPTS: u32 = 3;
+
+/// The local cache, or None with a warning when there can't be one: builds go on without.
+pub fn open_cache(config: &EngineConfig, mountpoint: Option<&Path>) -> Option<CacheDir> {
+    let dir = config.cache_dir.as_ref()?;
+    // Nothing lies in the root that isn't elsewhere, too.
+    match CacheDir::open(dir, mountpoint.unwrap_or(Path::new("/")), config.space) {
+        Ok(cache) => Some(cache),
+        Err(e) => {
+            log::warn!(
+                "Cannot create local cache dir {}, skipping local cache ({e}); name a directory that you may write",
+                dir.display()
+            );
+            None
+        }
+    }
+}
+
+/// The threads that wait for the network and for the disk.
+///
+/// # Errors
+/// The system gives no threads.
+pub fn runtime() -> Result<Runtime> {
+    let runtime = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
+    runtime.map_err(|e| Error::new(Kind::Internal, format!("can't start threads: {e}")))
+}
+
+/// The key that `name` stands for on a command line.
+///
+/// # Errors
+/// `NotFound` for what is never cached, else wrong usage.
+pub fn key(name: &str) -> Result<Key> {
+    Key::new(name).map_err(|why| match why {
+        InvalidKey::NeverThere if name.contains(DISABLED) => Error::new(
+            Kind::NotFound,
+            format!("Not using cache for {} due to uncommitted changes/files.", name.escape_debug()),
+        ),
+        InvalidKey::NeverThere => {
+            Error::new(Kind::NotFound, format!("{}: never an artifact", name.escape_debug()))
+        }
+        InvalidKey::TooLong => Error::usage(format!("{}: too long for a name", name.escape_debug())),
+        InvalidKey::NotAPath => {
+            Error::usage(format!("'{}': not an artifact's name; write it as 'ls' does", name.escape_debug()))
+        }
+    })
+}
+
+/// The parts, for a command without a mount.
+pub struct Engine {
+    runtime: Option<Runtime>,
+    /// The local cache, if there is one.
+    pub cache: Option<Arc<CacheDir>>,
+    /// What names stand for.
+    pub lookup: Arc<Lookup>,
+    /// What directories hold.
+    pub listings: Arc<Listings>,
+    fetcher: Arc<Fetcher>,
+}
+
+impl Engine {
+    /// Wires up what `config` says. `mountpoint` is where a mount may lie, which nothing in the cache is taken for. Asks
+    /// nothing yet.
+    ///
+    /// # Errors
+    /// A certificate file that can't be read.
+    pub fn new(config: &EngineConfig, mountpoint: Option<&Path>) -> Result<Engine> {
+        let store = store::open(&config.remotes, &config.s3)?;
+        let cache = open_cache(config, mountpoint).map(Arc::new);
+        let runtime = runtime()?;
+        if let Some(cache) = cache.clone() {
+            runtime.spawn_blocking(move || cache.sweep());
+        }
+        let coherence = Coherence::new(cache.clone(), config.revalidate);
+        let handle = runtime.handle();
+        let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), handle.clone()));
+        let lookup = Arc::new(Lookup::new(store.clone(), coherence, listings.clone(), handle.clone()));
+        let fetcher = Fetcher::new(cache.clone(), store, handle.clone());
+        Ok(Engine { runtime: Some(runtime), cache, lookup, listings, fetcher })
+    }
+
+    /// Waits for `future` on the calling thread, which may not be one of the runtime's.
+    ///
+    /// # Errors
+    /// `future`'s, and the end of the runtime.
+    pub fn wait<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        match &self.runtime {
+            Some(runtime) => runtime.block_on(future),
+            None => Err(Error::new(Kind::Internal, "the runtime has ended")),
+        }
+    }
+
+    /// What `key` names, if that is an artifact.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, or a directory.
+    pub async fn find(&self, key: &Key) -> Result<Served> {
+        match self.lookup.find(key).wait().await? {
+            Entry::File(served) => Ok(served),
+            Entry::Dir(_) => Err(Error::new(
+                Kind::NotFound,
+                format!("{key}: a directory, not an artifact; see 'ls {key}/'"),
+            )),
+        }
+    }
+
+    /// Opens the artifact `key`. What isn't here yet is on its way then.
+    ///
+    /// # Errors
+    /// Those of [`Engine::find`].
+    pub async fn open(&self, key: &Key) -> Result<OpenFile> {
+        for _ in 0..OPEN_ATTEMPTS {
+            let served = self.find(key).await?;
+            let source = match &served {
+                Served::Local { file, .. } => self.fetcher.open_local(key, *file).map(Source::Local),
+                // Bytes of it were given out that turned out to be wrong: anew.
+                Served::Remote(version) if self.fetcher.take_damaged(version) => None,
+                Served::Remote(version) => Some(self.fetcher.open(version)),
+            };
+            if let Some(source) = source {
+                return Ok(OpenFile::new(served.version().clone(), source));
+            }
+            self.lookup.forget(key);
+        }
+        Err(Error::new(Kind::Changed, format!("{key}: replaced again and again; try again")))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(SHUTDOWN);
+        }
+    }
+}
