@@ -38,8 +38,78 @@ pub enum Command {
     Ls(Box<LsArgs>),
     /// Fetch artifacts into the local cache, several at a time
     Prefetch(Box<PrefetchArgs>),
+    /// Read cached files against their recorded checksums; exit with 1 when one is damaged
+    Verify(Box<VerifyArgs>),
+    /// Remove local copies by name; never touches the remote
+    Evict(EvictArgs),
+    /// Remove local copies by size and age, least recently used first; never touches the remote
+    Prune(PruneArgs),
     /// Print the command that lets an ordinary user's mounts be read as fast as the disk
     SetupPassthrough(SetupPassthroughArgs),
+}
+
+/// `aztec-cache verify`
+#[derive(Args, Debug)]
+pub struct VerifyArgs {
+    /// The artifacts [default: all in the local cache]
+    pub names: Vec<String>,
+
+    /// Move damaged files out of the way, to .aztec-cache/quarantine/, and fetch them again
+    #[arg(long)]
+    pub repair: bool,
+
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `aztec-cache evict`
+#[derive(Args, Debug)]
+pub struct EvictArgs {
+    /// The artifacts
+    #[arg(required = true)]
+    pub names: Vec<String>,
+
+    /// Flags about the local cache.
+    #[command(flatten)]
+    pub local: LocalArgs,
+}
+
+/// `aztec-cache prune`
+#[derive(Args, Debug)]
+pub struct PruneArgs {
+    /// Remove files until at most SIZE (10GB, 500MiB) is in use; files in use stay
+    #[arg(long, value_name = "SIZE")]
+    pub max_size: Option<String>,
+
+    /// Remove files last used longer ago than DURATION (12h, 30d)
+    #[arg(long, value_name = "DURATION")]
+    pub older_than: Option<String>,
+
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Flags about the local cache.
+    #[command(flatten)]
+    pub local: LocalArgs,
+}
+
+/// What commands that ask no remote have in common.
+#[derive(Args, Debug, Default)]
+pub struct LocalArgs {
+    /// The local cache [env: CACHE_LOCAL_DIR]
+    #[arg(long, value_name = "DIR", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub cache_dir: Option<PathBuf>,
+
+    /// Flags about the log.
+    #[command(flatten)]
+    pub log: LogArgs,
+
+    /// Read settings from FILE: TOML, keys named as the flags [env: AZTEC_CACHE_CONFIG]
+    /// [default: $XDG_CONFIG_HOME/aztec-cache/config.toml when it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 /// `aztec-cache setup-passthrough`
@@ -70,6 +140,11 @@ pub struct MountArgs {
     /// Flags about what is read and where it is kept.
     #[command(flatten)]
     pub engine: EngineArgs,
+
+    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
+    /// [env: AZTEC_CACHE_SCRUB] [default: never]
+    #[arg(long, value_name = "never|DURATION", help_heading = "Local cache")]
+    pub scrub: Option<String>,
 
     /// Flags about the mount itself.
     #[command(flatten)]
@@ -238,11 +313,6 @@ pub struct CacheArgs {
     /// without being kept [env: AZTEC_CACHE_MIN_FREE] [default: 5%]
     #[arg(long, value_name = "SIZE|PERCENT")]
     pub min_free: Option<String>,
-
-    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
-    /// [env: AZTEC_CACHE_SCRUB] [default: never]
-    #[arg(long, value_name = "never|DURATION")]
-    pub scrub: Option<String>,
 
     /// Ask the remote again about a cached file when it was last asked longer ago than DURATION (90s, 12h); names
     /// carry content hashes, so there is no need [env: AZTEC_CACHE_REVALIDATE] [default: never]

@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::cache::CacheDir;
 use crate::coherence::{Coherence, Served};
-use crate::config::EngineConfig;
+use crate::config::{EngineConfig, SpaceLimits};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Fetcher, Source};
 use crate::handles::OpenFile;
@@ -24,10 +24,10 @@ const SHUTDOWN: Duration = Duration::from_secs(2);
 const OPEN_ATTEMPTS: u32 = 3;
 
 /// The local cache, or None with a warning when there can't be one: builds go on without.
-pub fn open_cache(config: &EngineConfig, mountpoint: Option<&Path>) -> Option<CacheDir> {
-    let dir = config.cache_dir.as_ref()?;
+pub fn open_cache(dir: Option<&Path>, limits: SpaceLimits, mountpoint: Option<&Path>) -> Option<CacheDir> {
+    let dir = dir?;
     // Nothing lies in the root that isn't elsewhere, too.
-    match CacheDir::open(dir, mountpoint.unwrap_or(Path::new("/")), config.space) {
+    match CacheDir::open(dir, mountpoint.unwrap_or(Path::new("/")), limits) {
         Ok(cache) => Some(cache),
         Err(e) => {
             log::warn!(
@@ -88,7 +88,7 @@ impl Engine {
     /// A certificate file that can't be read.
     pub fn new(config: &EngineConfig, mountpoint: Option<&Path>) -> Result<Engine> {
         let store = store::open(&config.remotes, &config.s3)?;
-        let cache = open_cache(config, mountpoint).map(Arc::new);
+        let cache = open_cache(config.cache_dir.as_deref(), config.space, mountpoint).map(Arc::new);
         let runtime = runtime()?;
         if let Some(cache) = cache.clone() {
             runtime.spawn_blocking(move || cache.sweep());

@@ -41,14 +41,15 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     check_fuse()?;
     let store = store::open(&config.engine.remotes, &config.engine.s3)?;
     // First the cache directory: the mountpoint may lie in it.
-    let cache = engine::open_cache(&config.engine, Some(&config.mountpoint));
+    let cache =
+        engine::open_cache(config.engine.cache_dir.as_deref(), config.engine.space, Some(&config.mountpoint));
     let mountpoint = Mountpoint::prepare(&config.mountpoint)?;
     let path = mountpoint.path().to_owned();
     let cache = cache.map(Arc::new);
     let runtime = engine::runtime()?;
     let probe = runtime.spawn(probe(store.clone()));
     if let Some(cache) = cache.clone() {
-        if let Some(period) = config.engine.scrub {
+        if let Some(period) = config.scrub {
             runtime.spawn(scrub(cache.clone(), period));
         }
         runtime.spawn_blocking(move || cache.sweep());

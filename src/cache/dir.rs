@@ -331,13 +331,6 @@ impl CacheDir {
         moved.is_ok()
     }
 
-    /// Removes `key`'s file unless it is in use. False when there is none, or it is.
-    pub fn evict(&self, key: &Key) -> bool {
-        self.dirs.stat(key).is_some_and(|stat| {
-            crate::cache::evict::evict(&self.dirs, &Candidate::artifact(key.clone(), &stat))
-        })
-    }
-
     /// Writes the note `name` in place of the one before, unless that is younger than `period`, or nothing can be written.
     pub fn save_note(
         &self,
@@ -351,6 +344,15 @@ impl CacheDir {
     /// Opens the note `name`, if there is one.
     pub fn open_note(&self, name: &str) -> Option<File> {
         notes::open(&self.dirs, name).ok()
+    }
+
+    /// Removes `key`'s file, whether or not it is in use: who reads it now goes on. False when there is none.
+    ///
+    /// # Errors
+    /// It can't be removed.
+    pub fn remove(&self, key: &Key) -> io::Result<bool> {
+        let Some(stat) = self.dirs.stat(key) else { return Ok(false) };
+        self.space.remove(&Candidate::artifact(key.clone(), &stat)).map(|()| true)
     }
 
     /// The space that files take and that may be given away.

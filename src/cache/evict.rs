@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -117,11 +118,10 @@ fn for_each_file(dirs: &Dirs, dir: &str, visit: &mut dyn FnMut(PathBuf, &FileSta
 
 /// Removes it, unless it is in use, was used since, or is another file by now. Never asks a file's user to wait.
 pub fn evict(dirs: &Dirs, candidate: &Candidate) -> bool {
-    let (base, path): (_, &Path) = match &candidate.what {
-        What::Artifact(key) if !dirs.may_hold(key) => return false,
-        What::Artifact(key) => (&dirs.root, Path::new(key.as_str())),
-        What::Leftover(path) => (&dirs.state, path),
-    };
+    if candidate.key().is_some_and(|key| !dirs.may_hold(key)) {
+        return false;
+    }
+    let (base, path) = place(dirs, candidate);
     let Ok(fd) = beneath::open(base, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK) else { return false };
     let file = File::from(fd);
     let unchanged = file.metadata().is_ok_and(|meta| {
@@ -134,16 +134,24 @@ pub fn evict(dirs: &Dirs, candidate: &Candidate) -> bool {
     if !unchanged || file.try_lock().is_err() {
         return false;
     }
-    let parent = beneath::open_dir(base, path.parent().unwrap_or(Path::new("")));
-    let name = path.file_name().unwrap_or_default();
-    let removed = parent.and_then(|parent| Ok(unlinkat(parent, name, UnlinkatFlags::NoRemoveDir)?));
-    if let Err(e) = removed {
-        log::debug!("{candidate}: can't be evicted: {e}");
-        return false;
-    }
+    remove(dirs, candidate).inspect_err(|e| log::debug!("{candidate}: can't be evicted: {e}")).is_ok()
+}
+
+/// Removes it, in use or not, with what belongs to it.
+pub fn remove(dirs: &Dirs, candidate: &Candidate) -> io::Result<()> {
+    let (base, path) = place(dirs, candidate);
+    let parent = beneath::open_dir(base, path.parent().unwrap_or(Path::new("")))?;
+    unlinkat(parent, path.file_name().unwrap_or_default(), UnlinkatFlags::NoRemoveDir)?;
     match &candidate.what {
         What::Artifact(key) => meta::remove(dirs.state.as_fd(), key),
         What::Leftover(path) => partial::unlink(dirs, &partial::progress_of(path)),
     }
-    true
+    Ok(())
+}
+
+fn place<'a>(dirs: &'a Dirs, candidate: &'a Candidate) -> (&'a OwnedFd, &'a Path) {
+    match &candidate.what {
+        What::Artifact(key) => (&dirs.root, Path::new(key.as_str())),
+        What::Leftover(path) => (&dirs.state, path),
+    }
 }

@@ -205,6 +205,17 @@ impl Space {
         Ok(freed)
     }
 
+    /// Removes an artifact's file, also one in use.
+    ///
+    /// # Errors
+    /// It can't be removed.
+    pub fn remove(&self, artifact: &Candidate) -> io::Result<()> {
+        let mut turn = self.turn()?;
+        let known = turn.read()?.filter(|ledger| self.is_current(ledger));
+        evict::remove(&self.dirs, artifact)?;
+        turn.note(known, -signed(artifact.bytes))
+    }
+
     /// Evicts until `excess` bytes are free. None, with nothing evicted, when there isn't that much.
     fn evict(&self, mut ledger: Ledger, excess: u64) -> io::Result<Option<Ledger>> {
         let mut left = excess;

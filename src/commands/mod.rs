@@ -1,13 +1,16 @@
 //! The subcommands, a file each.
 
 mod engine;
+mod evict;
 mod exists;
 mod get;
 mod ls;
 mod mount;
 mod prefetch;
+mod progress;
 mod setup_passthrough;
 mod unmount;
+mod verify;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -38,6 +41,9 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
         Command::Prefetch(args) => prefetch::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Evict(args) => evict::evict(&args),
+        Command::Prune(args) => evict::prune(&args).map(|()| 0),
         Command::SetupPassthrough(args) => setup_passthrough::run(&args).map(|()| 0),
     }
 }

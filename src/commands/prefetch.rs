@@ -1,7 +1,7 @@
 //! `aztec-cache prefetch`
 
 use std::collections::HashSet;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read};
 
 use bytesize::ByteSize;
 use futures_util::StreamExt;
@@ -9,7 +9,8 @@ use futures_util::stream;
 
 use crate::cache::CacheDir;
 use crate::cli::PrefetchArgs;
-use crate::commands::engine::{AT_ONCE, start};
+use crate::commands::engine::{AT_ONCE, local_cache, start};
+use crate::commands::progress::Progress;
 use crate::engine::{Engine, key};
 use crate::error::{Error, Kind, Result};
 
@@ -23,18 +24,8 @@ const STDIN: &str = "-";
 pub fn run(args: &PrefetchArgs) -> Result<u8> {
     let engine = start(&args.engine)?;
     let names = names(&args.names)?;
-    let cache = match &engine.cache {
-        Some(cache) if cache.is_writable() => cache.clone(),
-        Some(cache) => {
-            let dir = cache.path().display();
-            return Err(Error::new(
-                Kind::Local,
-                format!("{dir}: can't be written; name another --cache-dir"),
-            ));
-        }
-        None => return Err(Error::usage("no local cache to fetch into; set CACHE_LOCAL_DIR or --cache-dir")),
-    };
-    let mut progress = Progress::new(names.len());
+    let cache = local_cache(&engine)?;
+    let mut tally = Tally::new(names.len());
     engine.wait(async {
         let mut fetched =
             stream::iter(&names).map(|name| fetch(&engine, &cache, name)).buffer_unordered(AT_ONCE);
@@ -43,7 +34,7 @@ pub fn run(args: &PrefetchArgs) -> Result<u8> {
             if let Err(error) = &result {
                 worst = worst.max(error.exit_code());
             }
-            progress.note(result);
+            tally.note(result);
         }
         Ok(worst)
     })
@@ -82,20 +73,20 @@ async fn fetch(engine: &Engine, cache: &CacheDir, name: &str) -> Result<u64> {
     Ok(file.version().size)
 }
 
-/// How far it is, on a terminal; failures anywhere.
-struct Progress {
-    shown: bool,
+/// How far it is.
+struct Tally {
+    progress: Progress,
     all: usize,
     done: usize,
     failed: usize,
     bytes: u64,
 }
 
-impl Progress {
-    fn new(all: usize) -> Progress {
-        let progress = Progress { shown: io::stderr().is_terminal(), all, done: 0, failed: 0, bytes: 0 };
-        progress.show();
-        progress
+impl Tally {
+    fn new(all: usize) -> Tally {
+        let tally = Tally { progress: Progress::new(), all, done: 0, failed: 0, bytes: 0 };
+        tally.show();
+        tally
     }
 
     fn note(&mut self, result: Result<u64>) {
@@ -104,30 +95,18 @@ impl Progress {
             Ok(bytes) => self.bytes += bytes,
             Err(error) => {
                 self.failed += 1;
-                self.clear();
-                eprintln!("aztec-cache: {error}");
+                self.progress.say(&format!("aztec-cache: {error}"));
             }
         }
         self.show();
     }
 
     fn show(&self) {
-        if !self.shown {
-            return;
-        }
-        self.clear();
         let failed = if self.failed > 0 { format!(", {} failed", self.failed) } else { String::new() };
-        eprint!("{} of {}, {}{failed}", self.done, self.all, ByteSize(self.bytes));
+        let text = format!("{} of {}, {}{failed}", self.done, self.all, ByteSize(self.bytes));
+        self.progress.show(&text);
         if self.done == self.all {
-            eprintln!();
-        }
-        let _ = io::stderr().flush();
-    }
-
-    fn clear(&self) {
-        if self.shown {
-            // Back to the line's start, and clear it.
-            eprint!("\r\x1b[K");
+            self.progress.end();
         }
     }
 }

@@ -15,9 +15,9 @@ use std::time::Duration;
 pub use mount_options::{KernelFlag, MountOptions};
 pub use patience::Patience;
 pub use remote::{Credentials, Remote};
-pub use units::Free;
+pub use units::{Free, positive_duration, size};
 
-use crate::cli::{CacheArgs, EngineArgs, FuseArgs, LogArgs, MountArgs, RemoteArgs};
+use crate::cli::{CacheArgs, EngineArgs, FuseArgs, LocalArgs, LogArgs, MountArgs, RemoteArgs};
 use crate::config::file::ConfigFile;
 use crate::error::{Error, Result};
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub mountpoint: PathBuf,
     /// Stay in front.
     pub foreground: bool,
+    /// How often each cached file is verified; None: never.
+    pub scrub: Option<Duration>,
     /// How complete files show.
     pub expose: Expose,
     /// What shapes the mount itself.
@@ -52,12 +54,21 @@ pub struct EngineConfig {
     pub space: SpaceLimits,
     /// After what age a cached file is asked about again; None: never.
     pub revalidate: Option<Duration>,
-    /// How often each cached file is verified; None: never.
-    pub scrub: Option<Duration>,
     /// Where and how much to log.
     pub log: LogOptions,
     /// What the user should know and that stops nothing; to be printed once.
     pub warnings: Vec<String>,
+}
+
+/// Everything that a command is told that asks no remote.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// Where fetched files stay; None: nowhere.
+    pub cache_dir: Option<PathBuf>,
+    /// What the cache may use of the disk.
+    pub space: SpaceLimits,
+    /// Where and how much to log.
+    pub log: LogOptions,
 }
 
 /// How to reach an S3 remote; None leaves the choice to the SDK's variables and profiles.
@@ -117,11 +128,12 @@ impl Config {
     /// # Errors
     /// Anything malformed, with exit code 2, naming the setting and the remedy.
     pub fn new(args: &MountArgs, env: Env) -> Result<Config> {
-        let file = config_file(&args.engine, env)?;
+        let file = config_file(args.engine.config.as_ref(), env)?;
         Ok(Config {
             mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
             foreground: args.foreground,
             engine: EngineConfig::with_file(&args.engine, env, &file)?,
+            scrub: period(&args.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             expose: expose(&args.fuse, env, &file)?,
             mount: mount_options(&args.fuse, env, &file)?,
         })
@@ -134,19 +146,15 @@ impl EngineConfig {
     /// # Errors
     /// Anything malformed, with exit code 2, naming the setting and the remedy.
     pub fn new(args: &EngineArgs, env: Env) -> Result<EngineConfig> {
-        EngineConfig::with_file(args, env, &config_file(args, env)?)
+        EngineConfig::with_file(args, env, &config_file(args.config.as_ref(), env)?)
     }
 
     fn with_file(args: &EngineArgs, env: Env, file: &ConfigFile) -> Result<EngineConfig> {
         let mut warnings = Vec::new();
-        let cache_dir = args.cache.cache_dir.clone().or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
         Ok(EngineConfig {
             remotes: remotes::remotes(&args.remote, env, file, &mut warnings)?,
             s3: s3_options(&args.remote, env, file, &mut warnings)?,
-            cache_dir: cache_dir
-                .or(file.cache_dir.clone())
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .map(absolute),
+            cache_dir: cache_dir(args.cache.cache_dir.as_deref(), env, file),
             space: space_limits(&args.cache, env, file)?,
             revalidate: period(
                 &args.cache.revalidate,
@@ -155,15 +163,34 @@ impl EngineConfig {
                 "AZTEC_CACHE_REVALIDATE",
                 &file.revalidate,
             )?,
-            scrub: period(&args.cache.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             log: log_options(&args.log, env, file)?,
             warnings,
         })
     }
 }
 
-fn config_file(args: &EngineArgs, env: Env) -> Result<ConfigFile> {
-    let path = args.config.clone().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
+impl LocalConfig {
+    /// Puts together what `args`, the environment and the configuration file say.
+    ///
+    /// # Errors
+    /// Anything malformed, with exit code 2, naming the setting and the remedy.
+    pub fn new(args: &LocalArgs, env: Env) -> Result<LocalConfig> {
+        let file = config_file(args.config.as_ref(), env)?;
+        Ok(LocalConfig {
+            cache_dir: cache_dir(args.cache_dir.as_deref(), env, &file),
+            space: space_limits(&CacheArgs::default(), env, &file)?,
+            log: log_options(&args.log, env, &file)?,
+        })
+    }
+}
+
+fn cache_dir(arg: Option<&Path>, env: Env, file: &ConfigFile) -> Option<PathBuf> {
+    let dir = arg.map(Path::to_owned).or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
+    dir.or(file.cache_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()).map(absolute)
+}
+
+fn config_file(arg: Option<&PathBuf>, env: Env) -> Result<ConfigFile> {
+    let path = arg.cloned().or_else(|| path_var(env, "AZTEC_CACHE_CONFIG"));
     file::read(path.as_deref(), default_config_path(env).as_deref())
 }
 

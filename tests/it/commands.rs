@@ -1,9 +1,11 @@
 //! The commands that need no mount.
 
+mod evict;
 mod exists;
 mod get;
 mod ls;
 mod prefetch;
+mod verify;
 
 use std::process::{Command, Output};
 

@@ -96,6 +96,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mountpoint",
             "object",
             "privilege",
+            "verify",
         ],
     ),
 ];
