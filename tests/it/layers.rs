@@ -48,21 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("passthrough", &[]),
     ("privilege", &[]),
     ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
-    (
-        "engine",
-        &[
-            "cache",
-            "coherence",
-            "config",
-            "error",
-            "fetch",
-            "handles",
-            "listing",
-            "lookup",
-            "object",
-            "store",
-        ],
-    ),
+    ("engine", &["cache", "coherence", "config", "error", "fetch", "handles", "listing", "object", "store"]),
     (
         "mount",
         &[

@@ -233,6 +233,24 @@ fn redirects_are_followed_and_credentials_stay_at_home() {
     mount.unmount();
 }
 
+#[test]
+fn credentials_are_not_taken_along_by_who_sends_us_back() {
+    needs_fuse!();
+    let back = Arc::new(std::sync::Mutex::new(String::new()));
+    let address = back.clone();
+    let other = WebServer::start(move |_| Reply::new(302).header("Location", &address.lock().unwrap()));
+    let target = format!("{}{NAME}", other.url());
+    let home = server_of_anything(move |request, body| match &*request.target {
+        "/back" if request.header("authorization").is_some() => Reply::new(500),
+        "/back" => Reply::part(request, body).header("ETag", ETAG),
+        _ => Reply::new(302).header("Location", &target),
+    });
+    *back.lock().unwrap() = format!("{}back", home.url());
+    let place = Place::reading(&[&home.url().replace("://", "://me:pw@")]);
+    let mount = place.mount();
+    assert_same("sent back", &mount.read(NAME).unwrap(), &object());
+}
+
 fn server_of_anything(reply: impl Fn(&Request, &[u8]) -> Reply + Send + Sync + 'static) -> WebServer {
     let body = object();
     WebServer::start(move |request| reply(request, &body))
