@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
@@ -222,7 +222,13 @@ impl ObjectStore for HttpStore {
             false => {}
         }
         let skip = version::check(answer.response.headers(), is_partial, object, &range, &what)?;
-        Ok(Body::window(chunks(answer.response.into_body(), what), skip, range.end - range.start))
+        let says_length = version::content_length(answer.response.headers()).is_some();
+        let chunks = chunks(answer.response.into_body(), what.clone());
+        let length = range.end - range.start;
+        Ok(match is_partial || says_length {
+            true => Body::window(chunks, skip, length),
+            false => Body::window(exactly(object.size, chunks, what), skip, length),
+        })
     }
 
     fn serves_ranges(&self, object: &ObjectVersion) -> bool {
@@ -258,6 +264,23 @@ fn refusal(answer: &Answer, what: &str) -> Error {
     }
 }
 
+/// The chunks of a body that must be of `size` bytes. The last one comes when it is known to be the last.
+fn exactly(
+    size: u64,
+    chunks: impl Stream<Item = Result<Bytes>> + Send + 'static,
+    what: String,
+) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+    stream::try_unfold((chunks.boxed(), size, what), |(mut chunks, left, what)| async move {
+        let Some(chunk) = chunks.next().await.transpose()? else { return Ok(None) };
+        let left = left.checked_sub(chunk.len() as u64);
+        let ends = left != Some(0) || chunks.next().await.transpose()?.is_none();
+        match left {
+            Some(left) if ends => Ok(Some((chunk, (chunks, left, what)))),
+            _ => Err(Error::new(Kind::Changed, format!("{what}: longer than it was; open it again"))),
+        }
+    })
+}
+
 /// The body's chunks as they come.
 fn chunks(body: Incoming, what: String) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
     stream::try_unfold((body, what), |(mut body, what)| async move {
@@ -266,7 +289,9 @@ fn chunks(body: Incoming, what: String) -> impl Stream<Item = Result<Bytes>> + S
                 None => return Ok(None),
                 Some(Ok(frame)) => {
                     // The others are trailers.
-                    if let Ok(chunk) = frame.into_data() {
+                    if let Ok(chunk) = frame.into_data()
+                        && !chunk.is_empty()
+                    {
                         return Ok(Some((chunk, (body, what))));
                     }
                 }

@@ -170,6 +170,16 @@ fn an_object_that_changes_is_stale_whatever_it_is_known_by() {
 }
 
 #[test]
+fn an_object_sent_in_chunks_that_is_longer_than_it_was_is_stale() {
+    needs_fuse!();
+    let server = server(|request, body| match &*request.method {
+        "HEAD" => Reply::whole(&body[..2_000_000]).header("Last-Modified", DATE),
+        _ => Reply::whole(body).header("Last-Modified", DATE).chunked(),
+    });
+    assert_eq!(failure(&server.url()).0, libc::ESTALE);
+}
+
+#[test]
 fn an_object_with_neither_tag_nor_date_is_read_in_one_go_or_not_at_all() {
     needs_fuse!();
     let good = server(Reply::part);
