@@ -239,11 +239,6 @@ pub struct CacheArgs {
     #[arg(long, value_name = "SIZE|PERCENT")]
     pub min_free: Option<String>,
 
-    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
-    /// [env: AZTEC_CACHE_SCRUB] [default: never]
-    #[arg(long, value_name = "never|DURATION")]
-    pub scrub: Option<String>,
-
     /// Ask the remote again about a cached file when it was last asked longer ago than DURATION (90s, 12h); names
     /// carry content hashes, so there is no need [env: AZTEC_CACHE_REVALIDATE] [default: never]
     #[arg(long, value_name = "never|DURATION")]
@@ -262,6 +257,11 @@ pub struct FuseArgs {
     /// fast as the disk without any rights [env: AZTEC_CACHE_EXPOSE] [default: file]
     #[arg(long, value_name = "file|symlink")]
     pub expose: Option<String>,
+
+    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
+    /// [env: AZTEC_CACHE_SCRUB] [default: never]
+    #[arg(long, value_name = "never|DURATION")]
+    pub scrub: Option<String>,
 
     /// Let other users read the mount (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]

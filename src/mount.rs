@@ -48,7 +48,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let runtime = engine::runtime()?;
     let probe = runtime.spawn(probe(store.clone()));
     if let Some(cache) = cache.clone() {
-        if let Some(period) = config.engine.scrub {
+        if let Some(period) = config.scrub {
             runtime.spawn(scrub(cache.clone(), period));
         }
         runtime.spawn_blocking(move || cache.sweep());

@@ -31,6 +31,8 @@ pub struct Config {
     pub mountpoint: PathBuf,
     /// Stay in front.
     pub foreground: bool,
+    /// How often each cached file is verified; None: never.
+    pub scrub: Option<Duration>,
     /// How complete files show.
     pub expose: Expose,
     /// What shapes the mount itself.
@@ -52,8 +54,6 @@ pub struct EngineConfig {
     pub space: SpaceLimits,
     /// After what age a cached file is asked about again; None: never.
     pub revalidate: Option<Duration>,
-    /// How often each cached file is verified; None: never.
-    pub scrub: Option<Duration>,
     /// Where and how much to log.
     pub log: LogOptions,
     /// What the user should know and that stops nothing; to be printed once.
@@ -122,6 +122,7 @@ impl Config {
             mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
             foreground: args.foreground,
             engine: EngineConfig::with_file(&args.engine, env, &file)?,
+            scrub: period(&args.fuse.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             expose: expose(&args.fuse, env, &file)?,
             mount: mount_options(&args.fuse, env, &file)?,
         })
@@ -155,7 +156,6 @@ impl EngineConfig {
                 "AZTEC_CACHE_REVALIDATE",
                 &file.revalidate,
             )?,
-            scrub: period(&args.cache.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             log: log_options(&args.log, env, file)?,
             warnings,
         })

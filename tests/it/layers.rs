@@ -48,7 +48,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("passthrough", &[]),
     ("privilege", &[]),
     ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
-    ("engine", &["cache", "coherence", "config", "error", "fetch", "handles", "listing", "object", "store"]),
+    (
+        "engine",
+        &[
+            "answer",
+            "cache",
+            "coherence",
+            "config",
+            "error",
+            "fetch",
+            "handles",
+            "listing",
+            "object",
+            "store",
+        ],
+    ),
     (
         "mount",
         &[

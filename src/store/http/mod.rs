@@ -26,6 +26,10 @@ use client::{Answer, Client};
 /// What a key's bytes are written as in a URL: all but the unreserved characters (RFC 3986, 2.3) and the slash.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
 
+/// How often a question is asked at most: it is what a `lookup` waits for. A read is asked for once, since who reads goes on
+/// by itself.
+const ATTEMPTS: u32 = 3;
+
 /// Whether the server sends parts of objects.
 const RANGES_UNKNOWN: u8 = 0;
 const RANGES_SERVED: u8 = 1;
@@ -59,8 +63,8 @@ impl HttpStore {
         format!("{}{}", self.url, key)
     }
 
-    async fn send(&self, method: Method, key: &Key, headers: HeaderMap) -> Result<Answer> {
-        self.send_to(method, key.as_str(), headers, &self.what(key)).await
+    async fn send(&self, method: Method, key: &Key, headers: HeaderMap, attempts: u32) -> Result<Answer> {
+        self.send_to(method, key.as_str(), headers, attempts, &self.what(key)).await
     }
 
     async fn send_to(
@@ -68,6 +72,7 @@ impl HttpStore {
         method: Method,
         path: &str,
         mut headers: HeaderMap,
+        attempts: u32,
         what: &str,
     ) -> Result<Answer> {
         let uri = format!("{}{}", self.url, utf8_percent_encode(path, IN_PATH));
@@ -79,7 +84,7 @@ impl HttpStore {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("aztec-cache/", env!("CARGO_PKG_VERSION"))),
         );
-        self.client.send(method, &uri, headers, what).await
+        self.client.send(method, &uri, headers, attempts, what).await
     }
 
     /// Asks by HEAD. None when that doesn't tell: the server doesn't do HEAD or doesn't tell the length, or sends us on to
@@ -88,7 +93,7 @@ impl HttpStore {
         if self.head_refused.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let answer = self.send(Method::HEAD, key, HeaderMap::new()).await?;
+        let answer = self.send(Method::HEAD, key, HeaderMap::new(), ATTEMPTS).await?;
         let (status, headers) = (answer.response.status(), answer.response.headers());
         match status {
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
@@ -118,7 +123,7 @@ impl HttpStore {
         let what = self.what(key);
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
-        let answer = self.send(Method::GET, key, headers).await?;
+        let answer = self.send(Method::GET, key, headers, ATTEMPTS).await?;
         let headers = answer.response.headers();
         let size = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -156,7 +161,7 @@ impl ObjectStore for HttpStore {
 
     /// What it says of its own address doesn't matter, as long as it speaks to us.
     async fn probe(&self) -> Result<()> {
-        let answer = self.send_to(Method::HEAD, "", HeaderMap::new(), &self.url).await?;
+        let answer = self.send_to(Method::HEAD, "", HeaderMap::new(), ATTEMPTS, &self.url).await?;
         match refusal(&answer, &self.url) {
             refused if refused.kind() == Kind::AccessDenied => Err(refused),
             failed if answer.response.status().is_server_error() => Err(failed),
@@ -195,7 +200,7 @@ impl ObjectStore for HttpStore {
         if let Some((name, text)) = version::condition(object) {
             headers.insert(name, value(text)?);
         }
-        let answer = self.send(Method::GET, &object.key, headers).await?;
+        let answer = self.send(Method::GET, &object.key, headers, 1).await?;
         let is_partial = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => true,
             StatusCode::OK => false,
