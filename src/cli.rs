@@ -141,11 +141,6 @@ pub struct MountArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
 
-    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
-    /// [env: AZTEC_CACHE_SCRUB] [default: never]
-    #[arg(long, value_name = "never|DURATION", help_heading = "Local cache")]
-    pub scrub: Option<String>,
-
     /// Flags about the mount itself.
     #[command(flatten)]
     pub fuse: FuseArgs,
@@ -332,6 +327,11 @@ pub struct FuseArgs {
     /// fast as the disk without any rights [env: AZTEC_CACHE_EXPOSE] [default: file]
     #[arg(long, value_name = "file|symlink")]
     pub expose: Option<String>,
+
+    /// Look at all bytes of each cached file once per DURATION (7d), slowly, and move damaged ones out of the way
+    /// [env: AZTEC_CACHE_SCRUB] [default: never]
+    #[arg(long, value_name = "never|DURATION")]
+    pub scrub: Option<String>,
 
     /// Let other users read the mount (an ordinary user needs user_allow_other in /etc/fuse.conf)
     #[arg(long)]

@@ -1,22 +1,22 @@
-//! What reads artifacts, wired together: remotes, local cache, lookups, downloads. A mount serves it to the kernel, the
-//! other commands use it as it is.
+//! What reads artifacts without a mount, wired together: remotes, local cache, downloads. Short looks
+//! at the disk are made on the thread that waits.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
+use crate::answer::blocking;
 use crate::cache::CacheDir;
-use crate::coherence::{Coherence, Served};
+use crate::coherence::{Coherence, Local, Served};
 use crate::config::{EngineConfig, SpaceLimits};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Fetcher, Source};
 use crate::handles::OpenFile;
-use crate::listing::{Entry, Listings};
-use crate::lookup::Lookup;
+use crate::listing::Listings;
 use crate::object::{DISABLED, InvalidKey, Key};
-use crate::store;
+use crate::store::{self, ObjectStore};
 
 /// How long tasks under way may take to clean up.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -73,11 +73,13 @@ pub struct Engine {
     runtime: Option<Runtime>,
     /// The local cache, if there is one.
     pub cache: Option<Arc<CacheDir>>,
-    /// What names stand for.
-    pub lookup: Arc<Lookup>,
     /// What directories hold.
     pub listings: Arc<Listings>,
+    store: Arc<dyn ObjectStore>,
+    coherence: Coherence,
     fetcher: Arc<Fetcher>,
+    /// What is too old is looked for once, and not for a mere hit.
+    sweep: Once,
 }
 
 impl Engine {
@@ -90,15 +92,11 @@ impl Engine {
         let store = store::open(&config.remotes, &config.s3)?;
         let cache = open_cache(config.cache_dir.as_deref(), config.space, mountpoint).map(Arc::new);
         let runtime = runtime()?;
-        if let Some(cache) = cache.clone() {
-            runtime.spawn_blocking(move || cache.sweep());
-        }
         let coherence = Coherence::new(cache.clone(), config.revalidate);
         let handle = runtime.handle();
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), handle.clone()));
-        let lookup = Arc::new(Lookup::new(store.clone(), coherence, listings.clone(), handle.clone()));
-        let fetcher = Fetcher::new(cache.clone(), store, handle.clone());
-        Ok(Engine { runtime: Some(runtime), cache, lookup, listings, fetcher })
+        let fetcher = Fetcher::new(cache.clone(), store.clone(), handle.clone());
+        Ok(Engine { runtime: Some(runtime), cache, listings, store, coherence, fetcher, sweep: Once::new() })
     }
 
     /// Waits for `future` on the calling thread, which may not be one of the runtime's.
@@ -112,18 +110,26 @@ impl Engine {
         }
     }
 
-    /// What `key` names, if that is an artifact.
+    /// The version of `key` that is served, and where its bytes are. What is complete here is known without a request,
+    /// anything else, missing or not, by one for each remote asked: whether it is a directory doesn't matter here.
     ///
     /// # Errors
-    /// `NotFound` when there is none, or a directory.
+    /// `NotFound` when there is no such artifact.
     pub async fn find(&self, key: &Key) -> Result<Served> {
-        match self.lookup.find(key).wait().await? {
-            Entry::File(served) => Ok(served),
-            Entry::Dir(_) => Err(Error::new(
-                Kind::NotFound,
-                format!("{key}: a directory, not an artifact; see 'ls {key}/'"),
-            )),
+        let mut local = self.coherence.local(key);
+        if let Local::Verify(_) = local {
+            let (coherence, key) = (self.coherence.clone(), key.clone());
+            local = blocking(move || {
+                coherence.verify(&key);
+                coherence.local(&key)
+            })
+            .await?;
         }
+        if let Local::Serve(file) = local {
+            return Ok(file.into());
+        }
+        let (coherence, remote) = (self.coherence.clone(), self.store.head(key).await);
+        blocking(move || coherence.settle(local, remote)).await?
     }
 
     /// Opens the artifact `key`. What isn't here yet is on its way then.
@@ -140,11 +146,19 @@ impl Engine {
                 Served::Remote(version) => Some(self.fetcher.open(version)),
             };
             if let Some(source) = source {
+                if let Source::Download(_) = source {
+                    self.sweep.call_once(|| self.begin_sweep());
+                }
                 return Ok(OpenFile::new(served.version().clone(), source));
             }
-            self.lookup.forget(key);
         }
         Err(Error::new(Kind::Changed, format!("{key}: replaced again and again; try again")))
+    }
+
+    fn begin_sweep(&self) {
+        if let (Some(cache), Some(runtime)) = (self.cache.clone(), &self.runtime) {
+            runtime.spawn_blocking(move || cache.sweep());
+        }
     }
 }
 

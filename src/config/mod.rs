@@ -133,7 +133,7 @@ impl Config {
             mountpoint: mountpoint(args.mountpoint.as_deref(), env)?,
             foreground: args.foreground,
             engine: EngineConfig::with_file(&args.engine, env, &file)?,
-            scrub: period(&args.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
+            scrub: period(&args.fuse.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             expose: expose(&args.fuse, env, &file)?,
             mount: mount_options(&args.fuse, env, &file)?,
         })

@@ -156,9 +156,10 @@ impl Load {
                 break None;
             }
         };
-        match &failure {
+        let has_begun = pages > 0 && failure.is_some();
+        match failure.as_ref().or(gap.as_ref()) {
             None => self.save(),
-            Some(error) if pages == 0 && matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) => {
+            Some(error) if !has_begun && matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) => {
                 match self.add_last_known(files).await {
                     Ok(left) => files = left,
                     Err(error) => return self.listing.end(false, Some(error)),
@@ -170,7 +171,7 @@ impl Load {
         if let Err(error) = self.add_local(files).await {
             return self.listing.end(false, Some(error));
         }
-        let has_substitute = !nothing_known && (pages == 0 || failure.is_none());
+        let has_substitute = !nothing_known && !has_begun;
         let failure = failure.or(gap);
         let whole = failure.is_none();
         let failure = failure.and_then(|error| self.inner.excuse(error, has_substitute));

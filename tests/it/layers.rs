@@ -51,6 +51,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "engine",
         &[
+            "answer",
             "cache",
             "coherence",
             "config",
@@ -58,7 +59,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "fetch",
             "handles",
             "listing",
-            "lookup",
             "object",
             "store",
         ],

@@ -12,8 +12,6 @@ use crate::config::{Credentials, Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::store::connector::{Pool, Trouble, pool, trouble};
 
-/// How often a question is asked at most: it is what a `lookup` waits for.
-const ATTEMPTS: u32 = 3;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const MAX_REDIRECTS: u32 = 10;
@@ -55,13 +53,21 @@ impl Client {
         self.patience
     }
 
-    /// Sends a request without a body, again where that may help; `what` names its object. Any answer that isn't worth
+    /// Sends a request without a body, up to `attempts` times where that may help; `what` names its object. Any answer that isn't worth
     /// another attempt is one, errors too.
     ///
     /// # Errors
     /// `Unreachable`, `TimedOut`, or an answer that isn't HTTP or redirects where we don't go.
-    pub async fn send(&self, method: Method, uri: &Uri, headers: HeaderMap, what: &str) -> Result<Answer> {
-        let Patience { first_byte, attempts, .. } = self.patience;
+    pub async fn send(
+        &self,
+        method: Method,
+        uri: &Uri,
+        headers: HeaderMap,
+        attempts: u32,
+        what: &str,
+    ) -> Result<Answer> {
+        let Patience { first_byte, .. } = self.patience;
+        let attempts = attempts.min(self.patience.attempts);
         let deadline = Instant::now() + first_byte * 2;
         let mut attempt = 1;
         loop {
@@ -78,7 +84,7 @@ impl Client {
                 Err(error) => matches!(error.kind(), Kind::Unreachable | Kind::TimedOut),
             };
             let pause = backoff(attempt);
-            if !again || attempt >= attempts.min(ATTEMPTS) || Instant::now() + pause >= deadline {
+            if !again || attempt >= attempts || Instant::now() + pause >= deadline {
                 return answer;
             }
             attempt += 1;

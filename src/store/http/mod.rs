@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
@@ -25,6 +25,10 @@ use client::{Answer, Client};
 
 /// What a key's bytes are written as in a URL: all but the unreserved characters (RFC 3986, 2.3) and the slash.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// How often a question is asked at most: it is what a `lookup` waits for. A read is asked for once, since who reads goes on
+/// by itself.
+const ATTEMPTS: u32 = 3;
 
 /// Whether the server sends parts of objects.
 const RANGES_UNKNOWN: u8 = 0;
@@ -59,8 +63,8 @@ impl HttpStore {
         format!("{}{}", self.url, key)
     }
 
-    async fn send(&self, method: Method, key: &Key, headers: HeaderMap) -> Result<Answer> {
-        self.send_to(method, key.as_str(), headers, &self.what(key)).await
+    async fn send(&self, method: Method, key: &Key, headers: HeaderMap, attempts: u32) -> Result<Answer> {
+        self.send_to(method, key.as_str(), headers, attempts, &self.what(key)).await
     }
 
     async fn send_to(
@@ -68,6 +72,7 @@ impl HttpStore {
         method: Method,
         path: &str,
         mut headers: HeaderMap,
+        attempts: u32,
         what: &str,
     ) -> Result<Answer> {
         let uri = format!("{}{}", self.url, utf8_percent_encode(path, IN_PATH));
@@ -79,7 +84,7 @@ impl HttpStore {
             header::USER_AGENT,
             HeaderValue::from_static(concat!("aztec-cache/", env!("CARGO_PKG_VERSION"))),
         );
-        self.client.send(method, &uri, headers, what).await
+        self.client.send(method, &uri, headers, attempts, what).await
     }
 
     /// Asks by HEAD. None when that doesn't tell: the server doesn't do HEAD or doesn't tell the length, or sends us on to
@@ -88,7 +93,7 @@ impl HttpStore {
         if self.head_refused.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let answer = self.send(Method::HEAD, key, HeaderMap::new()).await?;
+        let answer = self.send(Method::HEAD, key, HeaderMap::new(), ATTEMPTS).await?;
         let (status, headers) = (answer.response.status(), answer.response.headers());
         match status {
             StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
@@ -118,7 +123,7 @@ impl HttpStore {
         let what = self.what(key);
         let mut headers = HeaderMap::new();
         headers.insert(header::RANGE, HeaderValue::from_static("bytes=0-0"));
-        let answer = self.send(Method::GET, key, headers).await?;
+        let answer = self.send(Method::GET, key, headers, ATTEMPTS).await?;
         let headers = answer.response.headers();
         let size = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => {
@@ -156,7 +161,7 @@ impl ObjectStore for HttpStore {
 
     /// What it says of its own address doesn't matter, as long as it speaks to us.
     async fn probe(&self) -> Result<()> {
-        let answer = self.send_to(Method::HEAD, "", HeaderMap::new(), &self.url).await?;
+        let answer = self.send_to(Method::HEAD, "", HeaderMap::new(), ATTEMPTS, &self.url).await?;
         match refusal(&answer, &self.url) {
             refused if refused.kind() == Kind::AccessDenied => Err(refused),
             failed if answer.response.status().is_server_error() => Err(failed),
@@ -195,7 +200,7 @@ impl ObjectStore for HttpStore {
         if let Some((name, text)) = version::condition(object) {
             headers.insert(name, value(text)?);
         }
-        let answer = self.send(Method::GET, &object.key, headers).await?;
+        let answer = self.send(Method::GET, &object.key, headers, 1).await?;
         let is_partial = match answer.response.status() {
             StatusCode::PARTIAL_CONTENT => true,
             StatusCode::OK => false,
@@ -222,7 +227,13 @@ impl ObjectStore for HttpStore {
             false => {}
         }
         let skip = version::check(answer.response.headers(), is_partial, object, &range, &what)?;
-        Ok(Body::window(chunks(answer.response.into_body(), what), skip, range.end - range.start))
+        let says_length = version::content_length(answer.response.headers()).is_some();
+        let chunks = chunks(answer.response.into_body(), what.clone());
+        let length = range.end - range.start;
+        Ok(match is_partial || says_length {
+            true => Body::window(chunks, skip, length),
+            false => Body::window(exactly(object.size, chunks, what), skip, length),
+        })
     }
 
     fn serves_ranges(&self, object: &ObjectVersion) -> bool {
@@ -258,6 +269,23 @@ fn refusal(answer: &Answer, what: &str) -> Error {
     }
 }
 
+/// The chunks of a body that must be of `size` bytes. The last one comes when it is known to be the last.
+fn exactly(
+    size: u64,
+    chunks: impl Stream<Item = Result<Bytes>> + Send + 'static,
+    what: String,
+) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
+    stream::try_unfold((chunks.boxed(), size, what), |(mut chunks, left, what)| async move {
+        let Some(chunk) = chunks.next().await.transpose()? else { return Ok(None) };
+        let left = left.checked_sub(chunk.len() as u64);
+        let ends = left != Some(0) || chunks.next().await.transpose()?.is_none();
+        match left {
+            Some(left) if ends => Ok(Some((chunk, (chunks, left, what)))),
+            _ => Err(Error::new(Kind::Changed, format!("{what}: longer than it was; open it again"))),
+        }
+    })
+}
+
 /// The body's chunks as they come.
 fn chunks(body: Incoming, what: String) -> impl Stream<Item = Result<Bytes>> + Send + 'static {
     stream::try_unfold((body, what), |(mut body, what)| async move {
@@ -266,7 +294,9 @@ fn chunks(body: Incoming, what: String) -> impl Stream<Item = Result<Bytes>> + S
                 None => return Ok(None),
                 Some(Ok(frame)) => {
                     // The others are trailers.
-                    if let Ok(chunk) = frame.into_data() {
+                    if let Ok(chunk) = frame.into_data()
+                        && !chunk.is_empty()
+                    {
                         return Ok(Some((chunk, (body, what))));
                     }
                 }

@@ -48,9 +48,14 @@ fn what_is_local_exists_without_the_remote_and_what_isn_t_is_unknown() {
 
 #[test]
 fn many_names_cost_a_request_each_over_a_few_connections() {
+    let names: Vec<String> = (0..300).map(|i| format!("vk-{i}.zst")).collect();
+    let bucket = S3Server::start();
+    let place = Place::of(&bucket);
+    assert_eq!(command(&place, &["exists"]).args(&names).output().unwrap().status.code(), Some(1));
+    assert_eq!((bucket.counts().requests(), bucket.counts().head), (300, 300));
+
     let server = WebServer::start(|_| Reply::new(404));
     let place = Place::reading(&[&server.url()]);
-    let names: Vec<String> = (0..300).map(|i| format!("vk-{i}.zst")).collect();
     let output = command(&place, &["exists"]).args(&names).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!((server.requests().len(), server.count("HEAD")), (300, 300));

@@ -28,6 +28,21 @@ fn the_bytes_are_written_and_kept() {
 }
 
 #[test]
+fn a_kept_file_that_was_damaged_since_is_fetched_anew() {
+    let server = S3Server::start();
+    let body = random_bytes(1, 700_001);
+    server.put(&key("noir-1.tar.gz"), body.clone());
+    let place = Place::of(&server);
+    quiet_output(&place, &["get", "noir-1.tar.gz"]);
+    let mut damaged = body.clone();
+    damaged[1000] ^= 1;
+    fs::write(place.cache().join("noir-1.tar.gz"), damaged).unwrap();
+    let output = run(&place, &["get", "noir-1.tar.gz"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_same("mended", &output.stdout, &body);
+}
+
+#[test]
 fn it_works_without_a_cache_directory() {
     let server = S3Server::start();
     let body = random_bytes(1, 9_000_000);

@@ -170,6 +170,16 @@ fn an_object_that_changes_is_stale_whatever_it_is_known_by() {
 }
 
 #[test]
+fn an_object_sent_in_chunks_that_is_longer_than_it_was_is_stale() {
+    needs_fuse!();
+    let server = server(|request, body| match &*request.method {
+        "HEAD" => Reply::whole(&body[..2_000_000]).header("Last-Modified", DATE),
+        _ => Reply::whole(body).header("Last-Modified", DATE).chunked(),
+    });
+    assert_eq!(failure(&server.url()).0, libc::ESTALE);
+}
+
+#[test]
 fn an_object_with_neither_tag_nor_date_is_read_in_one_go_or_not_at_all() {
     needs_fuse!();
     let good = server(Reply::part);
@@ -231,6 +241,24 @@ fn redirects_are_followed_and_credentials_stay_at_home() {
     assert_eq!(signed.load(Ordering::SeqCst), 0, "credentials went to another server");
     assert!(front.requests().iter().all(|request| request.header("authorization").is_some()));
     mount.unmount();
+}
+
+#[test]
+fn credentials_are_not_taken_along_by_who_sends_us_back() {
+    needs_fuse!();
+    let back = Arc::new(std::sync::Mutex::new(String::new()));
+    let address = back.clone();
+    let other = WebServer::start(move |_| Reply::new(302).header("Location", &address.lock().unwrap()));
+    let target = format!("{}{NAME}", other.url());
+    let home = server_of_anything(move |request, body| match &*request.target {
+        "/back" if request.header("authorization").is_some() => Reply::new(500),
+        "/back" => Reply::part(request, body).header("ETag", ETAG),
+        _ => Reply::new(302).header("Location", &target),
+    });
+    *back.lock().unwrap() = format!("{}back", home.url());
+    let place = Place::reading(&[&home.url().replace("://", "://me:pw@")]);
+    let mount = place.mount();
+    assert_same("sent back", &mount.read(NAME).unwrap(), &object());
 }
 
 fn server_of_anything(reply: impl Fn(&Request, &[u8]) -> Reply + Send + Sync + 'static) -> WebServer {
