@@ -11,6 +11,7 @@ mod fetching;
 mod independent_server;
 mod layers;
 mod listing;
+mod missing;
 mod names;
 mod passthrough;
 mod reading;
