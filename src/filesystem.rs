@@ -289,6 +289,14 @@ impl Filesystem {
         }
     }
 
+    /// How much is here of the file that `number` stands for, if that is one to be fetched. Blocks on the disk, briefly.
+    pub fn fetched_state(&self, number: u64) -> Option<State> {
+        match self.nodes.get(number) {
+            Some(Node::File(Served::Remote(version))) => Some(self.fetcher.state(&version)),
+            _ => None,
+        }
+    }
+
     /// Closes a file.
     pub fn release(&self, handle: u64) {
         self.files.remove(handle);

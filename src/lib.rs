@@ -27,3 +27,4 @@ pub mod passthrough;
 pub mod privilege;
 pub mod single_flight;
 pub mod store;
+mod streams;

@@ -23,6 +23,7 @@ use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::privilege;
 use crate::store::{self, ObjectStore};
+use crate::streams::Streams;
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
@@ -60,7 +61,14 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let passthrough = Arc::new(Passthrough::default());
     let backing_depth = if cache.as_ref().is_some_and(|cache| cache.is_stacked()) { 2 } else { 1 };
     let filesystem = Arc::new(filesystem);
-    let fuse = Fuse::new(filesystem.clone(), passthrough.clone(), backing_depth, runtime.handle().clone());
+    let streams = Streams::new(runtime.handle().clone());
+    let fuse = Fuse::new(
+        filesystem.clone(),
+        passthrough.clone(),
+        streams.clone(),
+        backing_depth,
+        runtime.handle().clone(),
+    );
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let session = Session::new(fuse, &path, &session_config(config, store.url()))
         .map_err(|e| mount_error(&path, &e))?;
@@ -72,6 +80,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         {
             filesystem.separate_complete_files();
             passthrough.enable();
+            streams.enable(session.notifier());
         }
         serve(session)
     })?;

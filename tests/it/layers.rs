@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("coherence", &["cache", "error", "object"]),
     ("download", &["cache", "error", "object", "single_flight", "store"]),
     ("fetch", &["cache", "download", "object", "store"]),
+    ("streams", &["fetch"]),
     ("listing", &["cache", "coherence", "error", "object", "single_flight", "store"]),
     ("lookup", &["answer", "coherence", "error", "listing", "object", "single_flight", "store"]),
     ("nodes", &["coherence", "object"]),
@@ -44,7 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("passthrough", &[]),
     ("privilege", &[]),
-    ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
+    ("fuse", &["answer", "errno", "error", "filesystem", "passthrough", "streams"]),
     (
         "mount",
         &[
@@ -57,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "passthrough",
             "privilege",
             "store",
+            "streams",
         ],
     ),
     ("commands", &["cli", "config", "daemon", "error", "logging", "mount", "mountpoint", "privilege"]),
