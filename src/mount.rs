@@ -27,7 +27,7 @@ use crate::streams::Streams;
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
-const READAHEAD_KIB: u32 = 1024;
+const READAHEAD_KIB: u32 = 512;
 /// How long open files stay readable after a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long tasks under way may take to clean up.

@@ -26,6 +26,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Connections kept for reuse; S3 closes idle ones after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_CONNECTIONS: usize = 64;
+/// What a connection reads at a time, at most. hyper's own limit is 400 KiB, kept by each of up to 80 connections.
+const READ_BUFFER: usize = 128 << 10;
 
 /// A pool of connections. Clones share it.
 #[derive(Clone, Debug)]
@@ -50,6 +52,7 @@ impl Connector {
                 .pool_timer(TokioTimer::new())
                 .pool_idle_timeout(IDLE_TIMEOUT)
                 .pool_max_idle_per_host(IDLE_CONNECTIONS)
+                .http1_max_buf_size(READ_BUFFER)
                 .build(https),
         ))
     }
