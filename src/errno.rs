@@ -19,6 +19,7 @@ pub fn errno(kind: Kind) -> i32 {
         Kind::NotDirectory => libc::ENOTDIR,
         Kind::Invalid | Kind::Usage => libc::EINVAL,
         Kind::NoAttribute => libc::ENODATA,
+        Kind::Unsupported => libc::ENOTSUP,
         Kind::ReadOnly => libc::EROFS,
     }
 }
@@ -32,6 +33,7 @@ pub fn log_level(kind: Kind) -> log::Level {
         | Kind::NotDirectory
         | Kind::Invalid
         | Kind::NoAttribute
+        | Kind::Unsupported
         | Kind::ReadOnly => log::Level::Debug,
         Kind::Internal => log::Level::Error,
         _ => log::Level::Warn,

@@ -37,6 +37,8 @@ pub enum Kind {
     Invalid,
     /// An extended attribute that is not there.
     NoAttribute,
+    /// What this file system doesn't have at all.
+    Unsupported,
     /// A write to a read-only mount.
     ReadOnly,
     /// Wrong usage or configuration.
@@ -95,7 +97,7 @@ impl Error {
             Kind::Unreachable | Kind::TimedOut | Kind::Changed | Kind::Remote | Kind::Damaged => 3,
             Kind::AccessDenied | Kind::ListDenied => 4,
             Kind::NoSpace | Kind::Local | Kind::IsDirectory | Kind::NotDirectory => 5,
-            Kind::Mount | Kind::ReadOnly | Kind::NoAttribute | Kind::Internal => 6,
+            Kind::Mount | Kind::ReadOnly | Kind::NoAttribute | Kind::Unsupported | Kind::Internal => 6,
         }
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use tokio::runtime::Handle;
 
 use crate::answer::Answer;
-use crate::cache::{CacheDir, Origin};
+use crate::cache::{CacheDir, CachedFile, Origin};
 use crate::coherence::{Coherence, Served};
 use crate::config::{Expose, MountOptions};
 use crate::error::{Error, Kind, Result};
@@ -20,7 +20,7 @@ use crate::handles::{Handles, OpenDir, OpenFile};
 use crate::listing::{Entry, Listings, Slice};
 use crate::lookup::Lookup;
 use crate::nodes::{Node, Nodes, ROOT};
-use crate::object::{ADOPTED, InvalidKey, Key, NAME_MAX};
+use crate::object::{ADOPTED, InvalidKey, Key, NAME_MAX, ObjectVersion};
 use crate::store::ObjectStore;
 
 /// How long the kernel may use what can change: directories, and files that are still to be fetched.
@@ -292,6 +292,14 @@ impl Filesystem {
         }
     }
 
+    /// How much is here of the file that `number` stands for, if that is one to be fetched. Blocks on the disk, briefly.
+    pub fn fetched_state(&self, number: u64) -> Option<State> {
+        match self.nodes.get(number) {
+            Some(Node::File(Served::Remote(version))) => Some(self.fetcher.state(&version)),
+            _ => None,
+        }
+    }
+
     /// Closes a file.
     pub fn release(&self, handle: u64) {
         self.files.remove(handle);
@@ -358,8 +366,12 @@ impl Filesystem {
     /// The value of an extended attribute.
     ///
     /// # Errors
-    /// `NoAttribute` when there is no such attribute, or no such knowledge.
+    /// `NoAttribute` when there is no such attribute, or no such knowledge; `Unsupported` for the attributes of access control
+    /// lists and security modules, which `ls -l` and `cp -a` then don't ask every other file for.
     pub fn xattr(&self, number: u64, name: &OsStr) -> Result<String> {
+        if !name.as_encoded_bytes().starts_with(b"user.") {
+            return Err(Error::new(Kind::Unsupported, "only user attributes"));
+        }
         let none = || Error::new(Kind::NoAttribute, "no such attribute");
         let (Node::File(served), Some(name)) = (self.node(number)?, name.to_str()) else {
             return Err(none());
@@ -368,17 +380,15 @@ impl Filesystem {
             return Err(none());
         }
         let version = served.version();
-        let local = self.cache.as_ref().and_then(|cache| cache.lookup(&version.key));
-        let local = local.filter(|local| local.version.is(version));
-        let value = match (name, local) {
-            (XATTR_STATE, _) => Some(state_name(self.fetcher.state(version)).to_owned()),
-            (XATTR_ETAG, _) => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
-            (XATTR_SOURCE, Some(local)) => Some(match local.origin {
-                Origin::Known { source, .. } => source,
-                Origin::Adopted | Origin::Touched => ADOPTED.to_owned(),
+        let value = match name {
+            XATTR_STATE => Some(state_name(self.fetcher.state(version)).to_owned()),
+            XATTR_ETAG => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
+            XATTR_SOURCE => Some(match self.local_file(version) {
+                Some(CachedFile { origin: Origin::Known { source, .. }, .. }) => source,
+                Some(_) => ADOPTED.to_owned(),
+                None => version.source.to_string(),
             }),
-            (XATTR_SOURCE, None) => Some(version.source.to_string()),
-            (XATTR_CHECKSUM, local) => local.and_then(|local| local.checksum),
+            XATTR_CHECKSUM => self.local_file(version).and_then(|local| local.checksum),
             _ => None,
         };
         value.ok_or_else(none)
@@ -386,9 +396,22 @@ impl Filesystem {
 
     /// The names of the extended attributes that have a value.
     pub fn xattr_names(&self, number: u64) -> Result<Vec<&'static str>> {
-        self.node(number)?;
-        let names = [XATTR_STATE, XATTR_ETAG, XATTR_SOURCE, XATTR_CHECKSUM].into_iter();
-        Ok(names.filter(|name| self.xattr(number, OsStr::new(name)).is_ok()).collect())
+        let Node::File(served) = self.node(number)? else { return Ok(Vec::new()) };
+        let version = served.version();
+        let has_checksum = self.local_file(version).is_some_and(|local| local.checksum.is_some());
+        let names = [
+            (XATTR_STATE, true),
+            (XATTR_ETAG, !version.etag.is_local()),
+            (XATTR_SOURCE, true),
+            (XATTR_CHECKSUM, has_checksum),
+        ];
+        Ok(names.into_iter().filter(|(_, has_value)| *has_value).map(|(name, _)| name).collect())
+    }
+
+    /// The complete local file of `version`.
+    fn local_file(&self, version: &ObjectVersion) -> Option<CachedFile> {
+        let local = self.cache.as_ref()?.lookup(&version.key)?;
+        local.version.is(version).then_some(local)
     }
 }
 

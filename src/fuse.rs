@@ -21,6 +21,7 @@ use crate::errno::{errno, log_level};
 use crate::error::{Error, Kind, Result};
 use crate::filesystem::{Attributes, FileKind, Filesystem, Opened};
 use crate::passthrough::Passthrough;
+use crate::streams::Streams;
 
 /// A process that looks up a name can't be killed until it has its answer.
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(45);
@@ -36,6 +37,7 @@ const MAX_BACKGROUND: u16 = 512;
 pub struct Fuse {
     filesystem: Arc<Filesystem>,
     passthrough: Arc<Passthrough>,
+    streams: Arc<Streams>,
     /// The number of file systems below the backing files, themselves included.
     backing_depth: u32,
     runtime: Handle,
@@ -47,10 +49,11 @@ impl Fuse {
     pub fn new(
         filesystem: Arc<Filesystem>,
         passthrough: Arc<Passthrough>,
+        streams: Arc<Streams>,
         backing_depth: u32,
         runtime: Handle,
     ) -> Fuse {
-        Fuse { filesystem, passthrough, backing_depth, runtime }
+        Fuse { filesystem, passthrough, streams, backing_depth, runtime }
     }
 
     /// Hands the answer to `reply`: here and now, or on the runtime when it is known, at the deadline at the latest.
@@ -164,6 +167,9 @@ impl fuser::Filesystem for Fuse {
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         shielded("open", || match self.filesystem.open(ino.0) {
             Ok(Opened { handle, backing }) => {
+                if backing.is_none() {
+                    self.streams.open(ino.0);
+                }
                 let register = |file: Arc<File>| self.passthrough.open(ino.0, || reply.open_backing(&*file));
                 match backing.and_then(register) {
                     Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &id),
@@ -213,6 +219,8 @@ impl fuser::Filesystem for Fuse {
         shielded("release", || {
             self.passthrough.release(ino.0);
             self.filesystem.release(fh.0);
+            let filesystem = self.filesystem.clone();
+            self.streams.release(ino.0, move || filesystem.fetched_state(ino.0));
         });
         reply.ok();
     }

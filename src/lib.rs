@@ -30,4 +30,5 @@ pub mod passthrough;
 pub mod privilege;
 pub mod single_flight;
 pub mod store;
+mod streams;
 pub mod verify;

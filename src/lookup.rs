@@ -21,6 +21,10 @@ const ANSWER_TTL: Duration = Duration::from_secs(1);
 /// Answers remembered at a time.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
+/// How the names of artifacts end. No directory is called so, unless a listing showed it.
+const ARTIFACTS: [&str; 12] =
+    [".gz", ".tgz", ".zst", ".tzst", ".xz", ".txz", ".bz2", ".tbz2", ".lz4", ".tar", ".zip", ".flag"];
+
 /// What the remote has under a name.
 #[derive(Clone, Debug)]
 enum Found {
@@ -65,6 +69,9 @@ impl Lookup {
             (_, Local::Verify(_)) => self.verify(key),
             (_, Local::Serve(file)) => Answer::Now(Ok(Entry::File(file.into()))),
             (Some(found), Local::Nothing) => {
+                if matches!(found, Found::Nothing) {
+                    self.listings.note_miss(key.dir());
+                }
                 Answer::Now(settle(&self.coherence, key, Local::Nothing, Ok(found)))
             }
             // It may have to be compared with the remote's, byte by byte.
@@ -91,7 +98,8 @@ impl Lookup {
             // Listed because it was here, not there.
             Some(Some(Entry::File(served))) if served.version().etag.is_local() => self.answers.get(key),
             Some(Some(Entry::File(served))) => Some(Found::Object(served.version().clone())),
-            Some(None) => Some(Found::Nothing),
+            // It may have appeared after it was listed, and have been seen.
+            Some(None) => Some(self.answers.get(key).unwrap_or(Found::Nothing)),
             None => self.answers.get(key),
         }
     }
@@ -120,6 +128,9 @@ impl Lookup {
             let (answers, key) = (self.answers.clone(), key.clone());
             async move {
                 let found = ask_remote(&*store, &listings, &key).await?;
+                if matches!(found, Found::Nothing) {
+                    listings.note_miss(key.dir());
+                }
                 answers.put(key, found.clone());
                 Ok(found)
             }
@@ -162,14 +173,15 @@ fn settle(coherence: &Coherence, key: &Key, local: Local, found: Result<Found>) 
     coherence.settle(local, remote).map(Entry::File)
 }
 
-/// A name with a dot in it is taken for an artifact: one HEAD, and only if there is no such object, a look for a
-/// directory of the name. One without may as well be a directory, which would hide an object of its name: both
-/// questions go out together.
+/// A name that ends like an artifact's takes one HEAD. One with a dot elsewhere is taken for an artifact, too, and only if
+/// there is no such object, for a directory. One without may as well be a directory, which would hide an object
+/// of its name: both questions go out together.
 async fn ask_remote(store: &dyn ObjectStore, listings: &Listings, key: &Key) -> Result<Found> {
     let (head, dir) = if key.name().contains('.') {
         match store.head(key).await {
             Err(error) if error.kind() == Kind::NotFound => {
-                let dir = listings.is_dir(key.as_str()).await;
+                let dir =
+                    if may_be_dir(listings, key) { listings.is_dir(key.as_str()).await } else { Ok(false) };
                 (Err(error), dir)
             }
             head => (head, Ok(false)),
@@ -183,4 +195,9 @@ async fn ask_remote(store: &dyn ObjectStore, listings: &Listings, key: &Key) -> 
         (Err(error), dir) if error.kind() == Kind::NotFound => dir.map(|_| Found::Nothing),
         (Err(error), _) => Err(error),
     }
+}
+
+fn may_be_dir(listings: &Listings, key: &Key) -> bool {
+    let is_artifact = ARTIFACTS.iter().any(|suffix| key.name().ends_with(suffix));
+    !is_artifact || listings.was_dir(key.dir(), key.name())
 }

@@ -23,11 +23,12 @@ use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::privilege;
 use crate::store::{self, ObjectStore};
+use crate::streams::Streams;
 use crate::verify::scrub;
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
-const READAHEAD_KIB: u32 = 1024;
+const READAHEAD_KIB: u32 = 512;
 /// How long open files stay readable after a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long tasks under way may take to clean up.
@@ -65,7 +66,14 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let passthrough = Arc::new(Passthrough::default());
     let backing_depth = if cache.as_ref().is_some_and(|cache| cache.is_stacked()) { 2 } else { 1 };
     let filesystem = Arc::new(filesystem);
-    let fuse = Fuse::new(filesystem.clone(), passthrough.clone(), backing_depth, runtime.handle().clone());
+    let streams = Streams::new(runtime.handle().clone());
+    let fuse = Fuse::new(
+        filesystem.clone(),
+        passthrough.clone(),
+        streams.clone(),
+        backing_depth,
+        runtime.handle().clone(),
+    );
     let mut signals = runtime.block_on(async { Signals::new() })?;
     let session = Session::new(fuse, &path, &session_config(config, store.url()))
         .map_err(|e| mount_error(&path, &e))?;
@@ -77,6 +85,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         {
             filesystem.separate_complete_files();
             passthrough.enable();
+            streams.enable(session.notifier());
         }
         serve(session)
     })?;

@@ -1,11 +1,12 @@
 //! Directory listings: the remote's pages and the local names together, kept for a short while.
 
+mod misses;
 mod pages;
 mod snapshot;
 
 use std::collections::HashSet;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ use crate::object::{InvalidKey, Key, ObjectVersion};
 use crate::single_flight::{Flight, SingleFlight};
 use crate::store::{ListedObject, ObjectStore, Page};
 
+use misses::Misses;
+
 pub use pages::{Entry, Listing, Slice};
 
 /// How long a listing answers questions about what exists.
@@ -29,19 +32,26 @@ const TTL: Duration = Duration::from_secs(10);
 const KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// The most that S3 puts on a page.
 const PAGE: u16 = 1000;
+/// A listing that is only to answer misses is given up when it takes more than so many pages, or so long that little
+/// would be left of the time for which it answers them.
+const MISS_PAGES: u32 = 20;
+const MISS_TIME: Duration = Duration::from_millis(500);
 
 /// Lists directories, each once for many askers.
 pub struct Listings {
     inner: Arc<Inner>,
     runtime: Handle,
-    /// Guards only the table; never held across a request.
-    kept: Mutex<LruCache<String, Arc<Listing>>>,
+    misses: Arc<Misses>,
     probes: SingleFlight<String, bool>,
 }
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
     coherence: Coherence,
+    /// Guards only the table; never held across a request.
+    kept: Mutex<LruCache<String, Arc<Listing>>>,
+    /// How often a listing was found to be wrong. One begun before that is not kept after it.
+    forgotten: AtomicU64,
     /// Said once: some keys can't be shown; listing isn't granted.
     said_hidden: AtomicBool,
     said_denied: AtomicBool,
@@ -51,9 +61,10 @@ impl Listings {
     /// Lists `store` and what `coherence` knows to be local.
     pub fn new(store: Arc<dyn ObjectStore>, coherence: Coherence, runtime: Handle) -> Listings {
         let (said_hidden, said_denied) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (kept, forgotten) = (Mutex::new(LruCache::new(KEPT)), AtomicU64::new(0));
         Listings {
-            inner: Arc::new(Inner { store, coherence, said_hidden, said_denied }),
-            kept: Mutex::new(LruCache::new(KEPT)),
+            inner: Arc::new(Inner { store, coherence, kept, forgotten, said_hidden, said_denied }),
+            misses: Arc::default(),
             probes: SingleFlight::new(runtime.clone()),
             runtime,
         }
@@ -61,26 +72,46 @@ impl Listings {
 
     /// The listing of `dir`: the one being loaded, or loaded in the last 10 s, or a new one.
     pub fn get(&self, dir: &str) -> Arc<Listing> {
-        let mut kept = self.kept();
+        let mut kept = self.inner.kept();
         if let Some(listing) = kept.get(dir).filter(|listing| listing.is_fresh(TTL)) {
             return listing.clone();
         }
-        let listing = Arc::new(Listing::default());
+        let load = self.load(dir);
+        let listing = load.listing.clone();
         kept.put(dir.to_owned(), listing.clone());
-        let load = Load { inner: self.inner.clone(), listing: listing.clone(), dir: dir.to_owned() };
         self.runtime.spawn(load.run());
         listing
     }
 
+    fn load(&self, dir: &str) -> Load {
+        Load { inner: self.inner.clone(), listing: Arc::new(Listing::begin()), dir: dir.to_owned() }
+    }
+
+    /// Notes that a name was missed in `dir`. When that happens often, `dir` is listed in the background, if it isn't too
+    /// large, so that the misses to come are known at once.
+    pub fn note_miss(&self, dir: &str) {
+        if self.misses.note(dir) {
+            let (load, misses) = (self.load(dir), self.misses.clone());
+            self.runtime.spawn(load.run_for_misses(misses));
+        }
+    }
+
     /// The entry `name` of `dir`, if `dir` was listed in the last 10 s; `Some(None)` when it is known that there is none.
     pub fn find(&self, dir: &str, name: &str) -> Option<Option<Entry>> {
-        let listing = self.kept().get(dir).cloned();
+        let listing = self.inner.kept().get(dir).cloned();
         listing.and_then(|listing| listing.find(name, TTL))
+    }
+
+    /// Whether `name` was a directory when `dir` was last listed, however long ago.
+    pub fn was_dir(&self, dir: &str, name: &str) -> bool {
+        let listing = self.inner.kept().get(dir).cloned();
+        listing.is_some_and(|listing| matches!(listing.find(name, Duration::MAX), Some(Some(Entry::Dir(_)))))
     }
 
     /// Forgets `dir`'s listing, since it was found to be wrong.
     pub fn forget(&self, dir: &str) {
-        self.kept().pop(dir);
+        self.inner.forgotten.fetch_add(1, Ordering::Relaxed);
+        self.inner.kept().pop(dir);
     }
 
     /// Whether anything lies below `dir`, remotely or locally.
@@ -106,10 +137,6 @@ impl Listings {
             }
         })
     }
-
-    fn kept(&self) -> MutexGuard<'_, LruCache<String, Arc<Listing>>> {
-        self.kept.lock().unwrap_or_else(|e| e.into_inner())
-    }
 }
 
 /// A listing being filled.
@@ -117,6 +144,16 @@ struct Load {
     inner: Arc<Inner>,
     listing: Arc<Listing>,
     dir: String,
+}
+
+/// How far a listing got.
+struct Filled {
+    /// Pages of the remote's that came.
+    pages: u32,
+    /// Some came, and then no more.
+    begun: bool,
+    /// Why not all came.
+    failure: Option<Error>,
 }
 
 /// A task that dies must not leave its readers waiting.
@@ -129,12 +166,41 @@ impl Drop for Load {
 }
 
 impl Load {
-    /// Adds the remote's pages as they come, then what is only local. When the remote can't be listed, what is local.
+    /// For readers, who see the entries as they come. When the remote can't be listed, they see what is local.
     async fn run(self) {
-        let mut local = match self.inner.local_names(&self.dir).await {
-            Ok(names) => names,
-            Err(error) => return self.listing.end(false, Some(error)),
-        };
+        match self.fill(|_| false).await {
+            Ok(Filled { failure: None, .. }) => self.listing.end(true, None),
+            Ok(Filled { failure: Some(error), begun, .. }) => {
+                let has_local = self.listing.get(0).is_some();
+                self.listing.end(false, self.inner.excuse(error, !begun && has_local));
+            }
+            Err(error) => self.listing.end(false, Some(error)),
+        }
+    }
+
+    /// For `misses`: seen once it is whole, if that is soon, and not at all otherwise.
+    async fn run_for_misses(self, misses: Arc<Misses>) {
+        let began = self.listing.began();
+        let forgotten = self.inner.forgotten.load(Ordering::Relaxed);
+        match self.fill(|pages| pages >= MISS_PAGES || began.elapsed() > MISS_TIME).await {
+            Ok(Filled { failure: None, pages, .. }) => {
+                self.listing.end(true, None);
+                let mut kept = self.inner.kept();
+                if self.inner.forgotten.load(Ordering::Relaxed) == forgotten {
+                    kept.put(self.dir.clone(), self.listing.clone());
+                }
+                drop(kept);
+                misses.listed(&self.dir, began, pages);
+            }
+            Ok(Filled { failure: Some(error), .. }) | Err(error) => {
+                log::debug!("{error}: missing names are asked for one by one");
+            }
+        }
+    }
+
+    /// Adds the remote's pages as they come, then what is only local. Gives up when `enough` pages came and there are more.
+    async fn fill(&self, enough: impl Fn(u32) -> bool) -> Result<Filled> {
+        let mut local = self.inner.local_names(&self.dir).await?;
         local.dirs.retain(|name| self.inner.is_presentable(&self.dir, name));
         self.listing.add(local.dirs.drain(..).map(|name| Entry::Dir(name.into())));
         let mut files: HashSet<String> = local.files.into_iter().collect();
@@ -144,10 +210,7 @@ impl Load {
                 Ok(mut page) => {
                     token = page.next.take();
                     gap = gap.or(page.gap.take());
-                    match self.merge(page, files).await {
-                        Ok(left) => files = left,
-                        Err(error) => return self.listing.end(false, Some(error)),
-                    }
+                    files = self.merge(page, files).await?;
                 }
                 Err(error) => break Some(error),
             }
@@ -155,27 +218,21 @@ impl Load {
             if token.is_none() {
                 break None;
             }
+            if enough(pages) {
+                let what = format!("{:?}: listing it takes more than {pages} pages", self.dir);
+                break Some(Error::new(Kind::Internal, what));
+            }
         };
-        let has_begun = pages > 0 && failure.is_some();
+        let begun = pages > 0 && failure.is_some();
         match failure.as_ref().or(gap.as_ref()) {
             None => self.save(),
-            Some(error) if !has_begun && matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) => {
-                match self.add_last_known(files).await {
-                    Ok(left) => files = left,
-                    Err(error) => return self.listing.end(false, Some(error)),
-                }
+            Some(error) if !begun && matches!(error.kind(), Kind::Unreachable | Kind::TimedOut) => {
+                files = self.add_last_known(files).await?;
             }
             Some(_) => {}
         }
-        let nothing_known = files.is_empty() && self.listing.get(0).is_none();
-        if let Err(error) = self.add_local(files).await {
-            return self.listing.end(false, Some(error));
-        }
-        let has_substitute = !nothing_known && !has_begun;
-        let failure = failure.or(gap);
-        let whole = failure.is_none();
-        let failure = failure.and_then(|error| self.inner.excuse(error, has_substitute));
-        self.listing.end(whole, failure);
+        self.add_local(files).await?;
+        Ok(Filled { pages, begun, failure: failure.or(gap) })
     }
 
     /// Keeps what the remote has for times when it can't be asked.
@@ -237,6 +294,10 @@ impl Load {
 }
 
 impl Inner {
+    fn kept(&self) -> MutexGuard<'_, LruCache<String, Arc<Listing>>> {
+        self.kept.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     async fn local_names(self: &Arc<Inner>, dir: &str) -> Result<LocalNames> {
         let Some(cache) = self.coherence.cache().cloned() else { return Ok(LocalNames::default()) };
         let dir = dir.to_owned();

@@ -9,8 +9,9 @@ use tokio::sync::Notify;
 use crate::coherence::Served;
 use crate::error::{Error, Result};
 
-/// How long a listing answers that something doesn't exist.
-const MISS_TTL: Duration = Duration::from_secs(1);
+/// How long a listing answers that something doesn't exist, from before its first request on: what appeared after
+/// that may be missing from it.
+pub const MISS_TTL: Duration = Duration::from_secs(1);
 
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,8 +34,9 @@ impl Entry {
 
 /// A directory's entries at one time, each name once, in the order they came. Entries keep their index, so readers can
 /// follow while it grows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Listing {
+    began: Instant,
     /// Guards the pages; never held across a wait.
     state: Mutex<State>,
     grown: Notify,
@@ -78,6 +80,16 @@ impl Slice {
 }
 
 impl Listing {
+    /// An empty one, about to be filled.
+    pub fn begin() -> Listing {
+        Listing { began: Instant::now(), state: Mutex::default(), grown: Notify::new() }
+    }
+
+    /// When it was begun.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
     /// Adds entries whose names are not in it yet. A directory takes the place of a file of its name.
     pub fn add(&self, entries: impl IntoIterator<Item = Entry>) {
         let mut state = self.state();
@@ -162,7 +174,7 @@ impl Listing {
             Some((page, position)) => {
                 Some(state.pages.get(*page as usize)?.entries.get(*position as usize).cloned())
             }
-            None if end.whole && end.at.elapsed() < MISS_TTL => Some(None),
+            None if end.whole && self.began.elapsed() < MISS_TTL => Some(None),
             None => None,
         }
     }
@@ -215,7 +227,7 @@ mod tests {
 
     #[test]
     fn entries_keep_their_index_while_it_grows() {
-        let listing = Listing::default();
+        let listing = Listing::begin();
         listing.add([file("b"), file("a")]);
         assert!(listing.get(2).is_none(), "more may come");
         listing.add([file("c"), file("a")]);
@@ -228,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_directory_takes_the_place_of_a_file() {
-        let listing = Listing::default();
+        let listing = Listing::begin();
         let dir = |name: &str| Entry::Dir(name.into());
         listing.add([file("a"), file("b"), dir("b")]);
         listing.add([dir("a"), file("b")]);
@@ -242,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_failure_comes_after_what_is_there() {
-        let listing = Listing::default();
+        let listing = Listing::begin();
         listing.add([file("a")]);
         listing.end(false, Some(Error::new(Kind::Remote, "x")));
         assert!(listing.get(0).unwrap().is_ok() && listing.get(1).unwrap().is_err());
@@ -252,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn readers_wait_for_what_comes() {
-        let listing = Arc::new(Listing::default());
+        let listing = Arc::new(Listing::begin());
         let reader = tokio::spawn({
             let listing = listing.clone();
             async move { listing.wait(0).await.unwrap().entries().len() }

@@ -23,6 +23,8 @@ use crate::error::{Error, Result, causes};
 
 /// Connections kept for reuse; S3 closes idle ones after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// What a connection reads at a time, at most. hyper's own limit is 400 KiB, kept by each of up to 80 connections.
+const READ_BUFFER: usize = 128 << 10;
 const IDLE_CONNECTIONS: usize = 64;
 
 /// A pool of connections for requests with bodies of type `B`. Clones share it.
@@ -61,6 +63,7 @@ where
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .http1_max_buf_size(READ_BUFFER)
         .build(https))
 }
 

@@ -24,6 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("coherence", &["cache", "error", "object"]),
     ("download", &["answer", "cache", "checksum", "config", "error", "object", "single_flight", "store"]),
     ("fetch", &["cache", "download", "object", "store"]),
+    ("streams", &["fetch"]),
     ("listing", &["answer", "cache", "coherence", "error", "object", "single_flight", "store"]),
     ("lookup", &["answer", "coherence", "error", "listing", "object", "single_flight", "store"]),
     ("nodes", &["coherence", "object"]),
@@ -47,7 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
     ("passthrough", &[]),
     ("privilege", &[]),
-    ("fuse", &["answer", "errno", "error", "filesystem", "passthrough"]),
+    ("fuse", &["answer", "errno", "error", "filesystem", "passthrough", "streams"]),
     (
         "engine",
         &[
@@ -76,6 +77,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "passthrough",
             "privilege",
             "store",
+            "streams",
             "verify",
         ],
     ),

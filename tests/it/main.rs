@@ -12,6 +12,7 @@ mod fetching;
 mod independent_server;
 mod layers;
 mod listing;
+mod missing;
 mod names;
 mod offline;
 mod passthrough;

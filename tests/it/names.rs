@@ -358,6 +358,28 @@ fn extended_attributes_tell_the_state_and_never_download() {
 }
 
 #[test]
+fn what_a_listing_asks_of_each_file_is_refused_for_all_of_them() {
+    needs_fuse!();
+    let server = S3Server::start();
+    server.put(&key(NAME), "content");
+    let place = Place::of(&server);
+    let mount = place.mount();
+    let missing = |path: &Path, name: &str| {
+        let (path, name) = (CString::new(path.as_os_str().as_bytes()).unwrap(), CString::new(name).unwrap());
+        // SAFETY: both strings end in NUL, and no value is asked for.
+        let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), std::ptr::null_mut(), 0) };
+        assert_eq!(length, -1);
+        std::io::Error::last_os_error().raw_os_error()
+    };
+    for path in [&mount.path, &mount.file(NAME)] {
+        // At this errno, and at no other, `ls -l` stops asking.
+        assert_eq!(missing(path, "security.selinux"), Some(libc::ENOTSUP));
+        assert_eq!(missing(path, "system.posix_acl_access"), Some(libc::ENOTSUP));
+        assert_eq!(missing(path, "user.other"), Some(libc::ENODATA));
+    }
+}
+
+#[test]
 fn looking_never_starts_a_download() {
     needs_fuse!();
     let (server, place, mount) = serving(&["a/b.zst", "c.tar.gz", NAME]);

@@ -1,7 +1,7 @@
 //! Complete local files, read by the kernel itself where it may: the same bytes, whatever happens to the file.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::time::Duration;
 
 use aztec_cache_test_support::artifacts::random_bytes;
@@ -41,6 +41,54 @@ fn reads_go_past_the_daemon() {
     let mut read = vec![0; body.len()];
     file.read_exact_at(&mut read, 0).unwrap();
     assert_eq!(read, body);
+}
+
+/// How many of a file's pages the kernel has.
+fn pages_in_memory(file: &File) -> usize {
+    let length = file.metadata().unwrap().len() as usize;
+    let mut pages = vec![0u8; length.div_ceil(4096)];
+    // SAFETY: a new mapping of the whole file, which nothing reads and which is taken away again; mincore writes a byte for each
+    // of its pages.
+    unsafe {
+        let map = libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            std::os::fd::AsRawFd::as_raw_fd(file),
+            0,
+        );
+        assert_ne!(map, libc::MAP_FAILED);
+        assert_eq!(libc::mincore(map, length, pages.as_mut_ptr()), 0);
+        libc::munmap(map, length);
+    }
+    pages.iter().filter(|page| **page & 1 == 1).count()
+}
+
+#[test]
+fn pages_of_a_fetched_file_are_freed_after_its_last_close() {
+    needs_fuse!();
+    let server = S3Server::start();
+    let place = Place::of(&server);
+    let body = random_bytes(7, 3_000_000);
+    server.put(KEY, body.clone());
+    let mount = place.mount();
+    if !mount.said().contains(", passthrough") {
+        eprintln!("SKIPPED: no passthrough here: {}", mount.said());
+        return;
+    }
+    // Stands for the inode without being a handle, whatever the name leads to.
+    let inode = File::options().read(true).custom_flags(libc::O_PATH).open(mount.file("a.zst")).unwrap();
+    let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&inode));
+    let reader = File::open(&again).unwrap();
+    let mut read = vec![0; body.len()];
+    reader.read_exact_at(&mut read, 0).unwrap();
+    assert_eq!(read, body);
+    place.wait_until_cached("a.zst");
+    assert!(pages_in_memory(&reader) > 0, "this test would mean nothing");
+    drop(reader);
+    wait_for("no pages", || pages_in_memory(&File::open(&again).unwrap()) == 0);
+    assert_eq!(mount.read("a.zst").unwrap(), body);
 }
 
 #[test]
