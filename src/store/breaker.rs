@@ -60,7 +60,8 @@ impl Open {
     fn open(&self, error: &Error) -> bool {
         let mut known = self.error();
         let news = known.is_none();
-        *known = Some(error.clone());
+        // Whatever it was that took too long: now it is known to be out of reach.
+        *known = Some(Error::new(Kind::Unreachable, error.to_string()));
         news
     }
 
