@@ -229,15 +229,20 @@ impl Filesystem {
         let served = self.file_node(number)?;
         let source = match &served {
             _ if self.nodes.is_outdated(number) => None,
-            Served::Remote(version) if self.fetcher.take_damaged(version) => {
-                // The kernel has pages of it, which must not be shown again.
-                self.nodes.outdate(version);
-                None
-            }
             Served::Local { version, file, .. } => {
                 self.fetcher.open_local(&version.key, *file).map(Source::Local)
             }
-            Served::Remote(version) => Some(self.fetcher.open(version)),
+            Served::Remote(version) => {
+                let source = self.fetcher.open(version);
+                // After the open, so that it can't be one of what is being condemned.
+                if self.fetcher.take_damaged(version) {
+                    // The kernel has pages of it, which must not be shown again.
+                    self.nodes.outdate(version);
+                    None
+                } else {
+                    Some(source)
+                }
+            }
         };
         let version = served.version().clone();
         let Some(source) = source else {

@@ -175,6 +175,10 @@ impl CacheDir {
         self.open_if(key, |stat| is_file(stat) && FileId::of(stat) == id)
     }
 
+    fn lookup_version(&self, version: &ObjectVersion) -> bool {
+        self.lookup(&version.key).is_some_and(|found| found.version.is(version))
+    }
+
     /// Opens the file that is known to hold `version`. Notes the use.
     pub fn open_version(&self, version: &ObjectVersion) -> Option<File> {
         self.open_if(&version.key, |stat| {
@@ -215,6 +219,11 @@ impl CacheDir {
             return Ok(None);
         }
         match Partial::open(&self.dirs, &self.space, object)? {
+            // Published by another process since we looked for it.
+            Begun::Lead(partial) if partial.arrived().is_empty() && self.lookup_version(object) => {
+                partial.discard();
+                Ok(self.open_version(object).map(Begun::Done))
+            }
             Begun::Lead(partial) => match partial.reserve() {
                 Ok(true) => Ok(Some(Begun::Lead(partial))),
                 refused => {

@@ -40,6 +40,8 @@ pub enum Begun {
     Lead(Partial),
     /// Another process fills it.
     Follow(Follower),
+    /// Another process has just published it.
+    Done(File),
 }
 
 /// A partial file that this process fills: writes to [`Partial::file`], each followed by [`Partial::record`], then

@@ -51,7 +51,7 @@ impl Doubts {
             Evidence::Nothing => return Ok(()),
             Evidence::Offered(checksum) if checksum.as_crc64nvme().is_some() => {
                 let fits = checksum.as_crc64nvme() == Some(crc);
-                return if fits { Ok(()) } else { Err(self.damaged(object, &checksum)) };
+                return if fits { Ok(()) } else { Err(damaged(object, &checksum)) };
             }
             Evidence::Offered(checksum) => (checksum.clone(), !checksum.is_composite()),
             Evidence::ETag(checksum) => (Arc::new(checksum), false),
@@ -81,7 +81,7 @@ impl Doubts {
                 }
                 Ok(())
             }
-            false => Err(self.damaged(object, &checksum)),
+            false => Err(damaged(object, &checksum)),
         }
     }
 
@@ -101,13 +101,12 @@ impl Doubts {
         misfits.insert(object.id(), crc) == Some(crc)
     }
 
-    fn damaged(&self, object: &ObjectVersion, checksum: &Checksum) -> Error {
-        self.damaged_set().insert(object.id());
-        let key = &object.key;
-        Error::new(
-            Kind::Damaged,
-            format!("{key}: what was fetched does not fit its checksum, {checksum}; open it again"),
-        )
+    /// Runs `condemn`, which keeps the bytes of `object` from being given out any more, and remembers that some were: an open
+    /// sees both or neither.
+    pub fn condemn(&self, object: &ObjectVersion, condemn: impl FnOnce()) {
+        let mut damaged = self.damaged_set();
+        damaged.insert(object.id());
+        condemn();
     }
 
     /// Whether bytes of `object` were found to be wrong since this was last asked.
@@ -124,6 +123,14 @@ impl Doubts {
     fn damaged_set(&self) -> MutexGuard<'_, HashSet<VersionId>> {
         self.damaged.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+fn damaged(object: &ObjectVersion, checksum: &Checksum) -> Error {
+    let key = &object.key;
+    Error::new(
+        Kind::Damaged,
+        format!("{key}: what was fetched does not fit its checksum, {checksum}; open it again"),
+    )
 }
 
 /// A shared file read from its start.

@@ -47,20 +47,28 @@ impl Download {
         self.work_all(&resources.budget).await;
         // From now on nobody writes.
         self.partial().take();
-        let useless = match self.crc() {
-            // Whoever comes next goes on with the file.
+        let crc = match self.crc() {
+            Ok(crc) => crc,
             Err(kind) => {
                 let in_vain = self.map().missing() == self.object.size;
-                in_vain || matches!(kind, Kind::Changed | Kind::NoSpace | Kind::Local | Kind::Internal)
+                let useless = matches!(kind, Kind::Changed | Kind::NoSpace | Kind::Local | Kind::Internal);
+                if in_vain || useless {
+                    let _ = blocking(move || partial.discard()).await;
+                }
+                // Else whoever comes next goes on with the file.
+                return;
             }
-            Ok(crc) if self.check(crc, resources).await => {
-                self.publish(partial, crc).await;
-                return self.finish();
-            }
-            Ok(_) => true,
         };
-        if useless {
-            let _ = blocking(move || partial.discard()).await;
+        match self.check(crc, resources).await {
+            Ok(()) => {
+                self.publish(partial, crc).await;
+                self.finish();
+            }
+            Err(error) => {
+                // First, so that who opens it again begins anew.
+                let _ = blocking(move || partial.discard()).await;
+                self.condemn(error, resources);
+            }
         }
     }
 
@@ -68,11 +76,13 @@ impl Download {
     pub(super) async fn spool(self: Arc<Download>, resources: &Resources) {
         self.leads.store(true, Ordering::Relaxed);
         self.work_all(&resources.budget).await;
-        if let Ok(crc) = self.crc()
-            && self.check(crc, resources).await
-        {
-            self.finish();
-            self.wait_until_unread().await;
+        let Ok(crc) = self.crc() else { return };
+        match self.check(crc, resources).await {
+            Ok(()) => {
+                self.finish();
+                self.wait_until_unread().await;
+            }
+            Err(error) => self.condemn(error, resources),
         }
     }
 
@@ -115,17 +125,10 @@ impl Download {
         }
     }
 
-    /// Whether the bytes, which have this CRC64NVME, are those that the remote says it has. If not, nobody gets any more of
-    /// them.
-    async fn check(&self, crc: u64, resources: &Resources) -> bool {
-        let Some(file) = self.file.get() else { return false };
-        let checked = resources.doubts.check(&self.object, crc, file, &*self.store).await;
-        if let Err(error) = &checked {
-            log::warn!("{error}");
-            self.map().condemn(error.clone());
-            self.finish();
-        }
-        checked.is_ok()
+    /// Compares the bytes, which have this CRC64NVME, with what the remote says it has.
+    async fn check(&self, crc: u64, resources: &Resources) -> Result<()> {
+        let Some(file) = self.file.get() else { return Err(self.internal("no file")) };
+        resources.doubts.check(&self.object, crc, file, &*self.store).await
     }
 
     async fn publish(&self, partial: Arc<Partial>, crc: u64) {

@@ -79,6 +79,8 @@ enum Target {
     Lead(Partial),
     /// Into the cache directory, by another process.
     Follow(Follower),
+    /// They are all there, by another process.
+    Done(File),
     /// Into an unlinked temporary file, for as long as somebody reads.
     Spool(File),
     /// Nowhere: no room on any disk.
@@ -132,8 +134,14 @@ impl Download {
             Ok(Target::Follow(follower)) => match self.follow(follower, &resources).await {
                 Ok(Some(partial)) => self.lead(partial, &resources).await,
                 Ok(None) => self.finish(),
-                Err(error) => self.fail(error),
+                // Why it was given up isn't known: perhaps what has arrived is wrong.
+                Err(error) => self.condemn(error, &resources),
             },
+            Ok(Target::Done(file)) => {
+                let _ = self.file.set(Arc::new(file));
+                self.map().insert(0, self.object.size, 0);
+                self.finish();
+            }
             Ok(Target::Spool(file)) => {
                 let _ = self.file.set(Arc::new(file));
                 self.forget_when_unread();
@@ -162,6 +170,13 @@ impl Download {
         }
         self.map().fail(error);
         self.finish();
+    }
+
+    /// Gives out none of the bytes any more.
+    fn condemn(&self, error: Error, resources: &Resources) {
+        resources.doubts.condemn(&self.object, || self.map().condemn(error.clone()));
+        self.finish();
+        log::warn!("{error}");
     }
 
     fn finish(&self) {
@@ -212,6 +227,7 @@ impl Target {
         match cache.map(|cache| cache.begin(object)) {
             Some(Ok(Some(Begun::Lead(partial)))) => return Target::Lead(partial),
             Some(Ok(Some(Begun::Follow(follower)))) => return Target::Follow(follower),
+            Some(Ok(Some(Begun::Done(file)))) => return Target::Done(file),
             Some(Err(e)) => log::warn!("{}: can't be kept in the cache directory: {e}", object.key),
             Some(Ok(None)) | None => {}
         }

@@ -18,3 +18,4 @@ mod offline;
 mod passthrough;
 mod reading;
 mod remotes;
+mod trust;

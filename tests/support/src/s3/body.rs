@@ -27,6 +27,7 @@ pub(super) struct OutgoingBody {
     sent: u64,
     hold: Option<(u64, Latch)>,
     cut: Option<u64>,
+    corrupt: Option<u64>,
     throttle: Option<u64>,
     wait: Option<Wait>,
     connection: Arc<Connection>,
@@ -43,6 +44,7 @@ impl OutgoingBody {
             sent: 0,
             hold: plan.hold,
             cut: plan.truncate,
+            corrupt: plan.corrupt,
             throttle: plan.throttle,
             wait: None,
             connection,
@@ -67,7 +69,12 @@ impl OutgoingBody {
     /// Takes the next piece off the chunk at hand.
     fn piece(&mut self) -> Bytes {
         let len = self.allowance().min(self.chunk.len() as u64);
-        let piece = self.chunk.split_to(len as usize);
+        let mut piece = self.chunk.split_to(len as usize);
+        if let Some(at) = self.corrupt.filter(|at| (self.sent..self.sent + len).contains(at)) {
+            let mut bytes = piece.to_vec();
+            bytes[(at - self.sent) as usize] ^= 1;
+            piece = bytes.into();
+        }
         self.sent += len;
         if self.counted {
             self.ongoing.sent(len);

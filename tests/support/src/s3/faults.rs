@@ -33,6 +33,7 @@ enum Kind {
     Delay(Duration),
     Status(u16, String),
     Truncate(u64),
+    Corrupt(u64),
     IgnoreRange,
     WrongEtag,
     Throttle(u64),
@@ -54,6 +55,11 @@ impl Fault {
     /// Sends `after` body bytes (all of them arrive) and then closes the connection.
     pub fn truncate(after: u64) -> Fault {
         Fault::new(Kind::Truncate(after), Some(Op::Get))
+    }
+
+    /// Flips a bit of the byte `at` of the answer's body.
+    pub fn corrupt(at: u64) -> Fault {
+        Fault::new(Kind::Corrupt(at), Some(Op::Get))
     }
 
     /// Answers 200 with the whole object although a range was asked for.
@@ -127,6 +133,7 @@ impl Fault {
 pub(super) struct Plan {
     pub delay: Duration,
     pub status: Option<(u16, String)>,
+    pub corrupt: Option<u64>,
     pub truncate: Option<u64>,
     pub ignore_range: bool,
     pub wrong_etag: bool,
@@ -143,6 +150,7 @@ impl Plan {
             Kind::Status(status, code) => {
                 self.status.get_or_insert_with(|| (*status, code.clone()));
             }
+            Kind::Corrupt(at) => self.corrupt = self.corrupt.or(Some(*at)),
             Kind::Truncate(after) => self.truncate = self.truncate.or(Some(*after)),
             Kind::IgnoreRange => self.ignore_range = true,
             Kind::WrongEtag => self.wrong_etag = true,
