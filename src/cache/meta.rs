@@ -79,7 +79,10 @@ pub fn write(state: BorrowedFd<'_>, key: &Key, meta: &Meta, temporary: &Path) ->
     let dir = beneath::make_dirs(state, target.parent().unwrap_or(Path::new("")))?;
     let fd = beneath::open(state, temporary, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC)?;
     let text = serde_json::to_vec(meta).map_err(io::Error::other)?;
-    File::from(fd).write_all(&text)?;
+    let mut file = File::from(fd);
+    file.write_all(&text)?;
+    // A record that is empty after a power cut would cost the file its checksum.
+    file.sync_data()?;
     renameat(state, temporary, dir.as_fd(), key.name()).map_err(io::Error::from)
 }
 

@@ -1,6 +1,7 @@
 //! A cache that can be trusted: what happens to it when processes die, meet, and run out of room, and when bytes go bad.
 
 mod crashes;
+mod disks;
 mod integrity;
 mod limits;
 mod sharing;
