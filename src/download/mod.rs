@@ -176,7 +176,9 @@ impl Download {
     fn condemn(&self, error: Error, resources: &Resources) {
         resources.doubts.condemn(&self.object, || self.map().condemn(error.clone()));
         self.finish();
-        log::warn!("{error}");
+        // The program is ending, most likely: nothing to tell anyone.
+        let level = if error.kind() == Kind::Internal { log::Level::Debug } else { log::Level::Warn };
+        log::log!(level, "{error}");
     }
 
     fn finish(&self) {
