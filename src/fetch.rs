@@ -68,6 +68,11 @@ impl Fetcher {
         self.cache().and_then(|cache| cache.reopen(key, id)).map(Arc::new)
     }
 
+    /// The local file that holds `version`, if there is one.
+    pub fn open_fetched(&self, version: &ObjectVersion) -> Option<Arc<File>> {
+        self.cache().and_then(|cache| cache.open_version(version)).map(Arc::new)
+    }
+
     /// Opens `version`, which a remote vouches for, without waiting for the network.
     pub fn open(self: &Arc<Fetcher>, version: &ObjectVersion) -> Source {
         loop {

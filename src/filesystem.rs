@@ -229,8 +229,11 @@ impl Filesystem {
         let served = self.file_node(number)?;
         let source = match &served {
             _ if self.nodes.is_outdated(number) => None,
-            Served::Local { version, file, .. } => {
-                self.fetcher.open_local(&version.key, *file).map(Source::Local)
+            Served::Local { version, file, fetched } => {
+                let found = self.fetcher.open_local(&version.key, *file);
+                // Another process may have fetched the same version anew: its bytes are the same.
+                let found = found.or_else(|| self.fetcher.open_fetched(version).filter(|_| *fetched));
+                found.map(Source::Local)
             }
             Served::Remote(version) => {
                 let source = self.fetcher.open(version);

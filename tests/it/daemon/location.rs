@@ -110,7 +110,8 @@ fn the_default_lies_inside_the_cache_directory() {
         assert!(output.status.success(), "{round}: {output:?}");
         assert_eq!(fs::read(path.join("noir-1.tar.gz")).unwrap(), b"bytes");
         assert_eq!(fs::read(path.join("dir/nested.tar.gz")).unwrap(), b"nested bytes");
-        wait_for("the cached file", || place.cache().join("noir-1.tar.gz").exists());
+        place.wait_until_cached("noir-1.tar.gz");
+        place.wait_until_cached("dir/nested.tar.gz");
         assert_eq!(names_in(&path), ["dir", "noir-1.tar.gz"], "{round}");
         assert!(
             fs::metadata(path.join("remote")).is_err() && fs::metadata(path.join(".aztec-cache/x")).is_err()
