@@ -5,7 +5,7 @@
 //! after the API reference of Amazon S3; never let it be the only server that something was tested with.
 //!
 //! Keys are kept byte for byte as sent: `../x`, `a//b`, `.` and line breaks are names like others. What it can't do:
-//! a key that isn't UTF-8 or is longer than 1,024 bytes (S3 refuses those too), `partNumber` on reads (501), and a
+//! a key that isn't UTF-8 or is longer than 1,024 bytes (S3 refuses those too), `partNumber` on GETs (501), and a
 //! `Range` that S3 would ignore, such as several ranges at once (400). A listing without `encoding-type=url` writes
 //! control characters into the XML as they are, which makes it unreadable to most parsers, as with S3 itself.
 
@@ -41,7 +41,7 @@ pub use counts::{Counts, Logged};
 pub use faults::Fault;
 pub use gate::Gate;
 pub use request::Op;
-pub use store::ObjectOptions;
+pub use store::{Kept, ObjectOptions};
 
 use crate::loopback;
 
@@ -192,6 +192,11 @@ impl S3Server {
     /// Puts or replaces an object with metadata of one's own choice and returns its ETag, in quotes.
     pub fn put_with(&self, key: &str, body: impl Into<Bytes>, options: ObjectOptions) -> String {
         self.service.store.put(key, body.into(), options)
+    }
+
+    /// Puts or replaces an object with a checksum, as uploads leave it, and returns its ETag, in quotes.
+    pub fn put_checked(&self, key: &str, body: impl Into<Bytes>, kept: Kept) -> String {
+        self.service.store.put_checked(key, body.into(), kept)
     }
 
     /// Puts an object of `size` bytes that takes no memory, and returns its ETag, in quotes.

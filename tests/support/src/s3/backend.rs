@@ -98,6 +98,26 @@ fn select(
     Ok(Selection { bytes, content_range: Some(content_range), checksum: Checksum::default() })
 }
 
+/// How many parts a multipart upload had; None for a single PUT.
+fn part_count(stored: &Stored) -> Option<i32> {
+    let count = (stored.part_size > 0).then(|| stored.content.len().div_ceil(stored.part_size))?;
+    i32::try_from(count).ok()
+}
+
+/// The range of a part, counted from 1; None for the only part of a single PUT.
+fn part(stored: &Stored, number: i32) -> S3Result<Option<s3s::dto::Range>> {
+    let number = u64::try_from(number).unwrap_or(0);
+    let count = part_count(stored).map_or(1, i64::from);
+    if !(1..=count.unsigned_abs()).contains(&number) {
+        return Err(s3_error!(InvalidPart, "The requested partnumber is not satisfiable"));
+    }
+    let first = (number - 1) * stored.part_size;
+    Ok((stored.part_size > 0).then(|| s3s::dto::Range::Int {
+        first,
+        last: Some((first + stored.part_size).min(stored.content.len()) - 1),
+    }))
+}
+
 /// Reads an upload's body.
 pub(super) async fn collect(body: Option<StreamingBlob>, length: Option<i64>) -> S3Result<Bytes> {
     let mut bytes = BytesMut::with_capacity(usize::try_from(length.unwrap_or(0)).unwrap_or(0));
@@ -161,7 +181,14 @@ impl S3 for Backend {
             last_modified: Some(stored.last_modified.into()),
             ..HeadObjectOutput::default()
         };
-        let selection = select(&stored, input.range, input.checksum_mode.as_ref())?;
+        let range = match input.part_number {
+            Some(number) => {
+                output.parts_count = part_count(&stored);
+                part(&stored, number)?
+            }
+            None => input.range,
+        };
+        let selection = select(&stored, range, input.checksum_mode.as_ref())?;
         output.content_type = Some("binary/octet-stream".into());
         output.content_length = Some((selection.bytes.end - selection.bytes.start) as i64);
         output.checksum_crc32 = selection.checksum.checksum_crc32;

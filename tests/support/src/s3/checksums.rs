@@ -5,11 +5,38 @@ use s3s::crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Sha1, Sha256};
 use s3s::dto::{Checksum, ChecksumType};
 use s3s::{S3Result, TrailingHeaders, s3_error};
 
+use super::store::Kept;
+
 /// The CRC64NVME of a whole object, which AWS keeps when an upload names no other checksum.
 pub(super) fn crc64nvme(bytes: &[u8]) -> Checksum {
     let mut hasher = ChecksumHasher { crc64nvme: Some(Crc64Nvme::new()), ..ChecksumHasher::default() };
     hasher.update(bytes);
     full_object(hasher)
+}
+
+/// The checksum of `bytes` that `kept` names.
+pub(super) fn of(bytes: &[u8], kept: Kept) -> Checksum {
+    let full = |mut hasher: ChecksumHasher, bytes: &[u8]| {
+        hasher.update(bytes);
+        full_object(hasher)
+    };
+    let sha256 = || ChecksumHasher { sha256: Some(Sha256::new()), ..ChecksumHasher::default() };
+    match kept {
+        Kept::Crc64Nvme => crc64nvme(bytes),
+        Kept::Crc32c => {
+            full(ChecksumHasher { crc32c: Some(Crc32c::new()), ..ChecksumHasher::default() }, bytes)
+        }
+        Kept::Sha256 => full(sha256(), bytes),
+        Kept::Sha256OfParts(part_size) => {
+            let parts: Vec<u8> = bytes.chunks(part_size as usize).flat_map(Sha256::checksum).collect();
+            let whole = full(sha256(), &parts).checksum_sha256.unwrap_or_default();
+            Checksum {
+                checksum_sha256: Some(format!("{whole}-{}", bytes.len().div_ceil(part_size as usize))),
+                checksum_type: Some(ChecksumType::from_static(ChecksumType::COMPOSITE)),
+                ..Checksum::default()
+            }
+        }
+    }
 }
 
 /// What an upload claims in its headers and in its trailer, which is known once the body has been read.

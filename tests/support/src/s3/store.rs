@@ -22,6 +22,19 @@ pub struct ObjectOptions {
     pub checksum: bool,
 }
 
+/// A checksum that [`S3Server::put_checked`](super::S3Server::put_checked) keeps with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The CRC64NVME of all bytes.
+    Crc64Nvme,
+    /// The CRC32C of all bytes.
+    Crc32c,
+    /// The SHA-256 of all bytes.
+    Sha256,
+    /// The SHA-256 of the SHA-256s of parts of so many bytes, as a multipart upload with checksums leaves it.
+    Sha256OfParts(u64),
+}
+
 /// One version of an object.
 #[derive(Debug)]
 pub(super) struct Stored {
@@ -30,12 +43,14 @@ pub(super) struct Stored {
     pub etag: String,
     pub last_modified: SystemTime,
     pub checksum: Option<Checksum>,
+    /// The length in bytes of the parts it was uploaded in, of all but the last; 0 for a single PUT.
+    pub part_size: u64,
 }
 
 impl Stored {
     /// A version made now.
     pub fn new(content: Content, etag: String, checksum: Option<Checksum>) -> Stored {
-        Stored { content, etag, last_modified: whole_seconds(SystemTime::now()), checksum }
+        Stored { content, etag, last_modified: whole_seconds(SystemTime::now()), checksum, part_size: 0 }
     }
 }
 
@@ -93,6 +108,26 @@ impl Store {
         if let Some(time) = options.last_modified {
             stored.last_modified = whole_seconds(time);
         }
+        self.insert(key, stored)
+    }
+
+    /// Puts an object with a checksum from inside the process and returns its ETag in quotes.
+    pub fn put_checked(&self, key: &str, bytes: Bytes, kept: Kept) -> String {
+        let checksum = Some(checksums::of(&bytes, kept));
+        let stored = match kept {
+            Kept::Sha256OfParts(part_size) => {
+                let parts = bytes.chunks(part_size as usize).map(|part| {
+                    let bytes = bytes.slice_ref(part);
+                    Part { etag: md5_hex(&bytes), bytes }
+                });
+                let etag = multipart_etag(&parts.collect::<Vec<_>>());
+                Stored { part_size, ..Stored::new(Content::Bytes(bytes), etag, checksum) }
+            }
+            _ => {
+                let etag = md5_hex(&bytes);
+                Stored::new(Content::Bytes(bytes), etag, checksum)
+            }
+        };
         self.insert(key, stored)
     }
 
