@@ -122,15 +122,23 @@ impl Partial {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_APPEND;
         let mut progress = File::from(beneath::open(&dirs.state, &progress_of(&path), flags)?);
         let found = progress::Reader::open(progress.try_clone()?, &object)?;
-        let mut arrived = match found {
-            Some(mut reader) if file.metadata()?.len() == object.size => latest(reader.read_new()?),
-            _ => Vec::new(),
+        let (mut arrived, mut sound) = match found {
+            Some(mut reader) if file.metadata()?.len() == object.size => {
+                (latest(reader.read_new()?), reader.is_sound()?)
+            }
+            _ => (Vec::new(), false),
         };
-        arrived.retain(|record| record.filled <= object.size && holds(&file, record));
-        // Anew: records that no longer hold must not be read by others.
-        progress::begin(&mut progress, &object)?;
-        for record in &arrived {
-            progress::append(&progress, *record)?;
+        arrived.retain(|record| {
+            let holds = record.filled <= object.size && holds(&file, record);
+            sound &= holds;
+            holds
+        });
+        // Others may be reading along, so good records stay where they are. Those that don't hold must not be read.
+        if !sound {
+            progress::begin(&mut progress, &object)?;
+            for record in &arrived {
+                progress::append(&progress, *record)?;
+            }
         }
         let (dirs, space) = (dirs.clone(), space.clone());
         Ok(Partial { dirs, space, file, progress, path, object, arrived })

@@ -83,8 +83,12 @@ pub fn append(mut file: &File, record: Record) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Reader {
     file: File,
+    /// Where the first record begins.
+    first: u64,
     /// Where the next record begins.
     at: u64,
+    /// Whether some record was damaged.
+    damaged: bool,
 }
 
 impl Reader {
@@ -94,17 +98,29 @@ impl Reader {
         (&file).take(HEADER_MAX).read_to_end(&mut start)?;
         let Some(end) = start.iter().position(|byte| *byte == b'\n') else { return Ok(None) };
         let header: Option<Header> = serde_json::from_slice(&start[..end]).ok();
-        Ok((header == Some(Header::of(object))).then_some(Reader { file, at: end as u64 + 1 }))
+        let first = end as u64 + 1;
+        Ok((header == Some(Header::of(object))).then_some(Reader { file, first, at: first, damaged: false }))
     }
 
     /// The records that were added since the last call.
     pub fn read_new(&mut self) -> io::Result<Vec<Record>> {
         let length = self.file.metadata()?.len();
+        if length < self.at {
+            // It was begun anew.
+            self.at = self.first;
+        }
         let whole = length.saturating_sub(self.at) as usize / RECORD * RECORD;
         let mut bytes = vec![0; whole];
         self.file.read_exact_at(&mut bytes, self.at)?;
         self.at += whole as u64;
-        Ok(bytes.chunks_exact(RECORD).filter_map(Record::decode).collect())
+        let records: Vec<Record> = bytes.chunks_exact(RECORD).filter_map(Record::decode).collect();
+        self.damaged |= records.len() < whole / RECORD;
+        Ok(records)
+    }
+
+    /// Whether all that is in the file was read, and none of it was damaged.
+    pub fn is_sound(&self) -> io::Result<bool> {
+        Ok(!self.damaged && self.file.metadata()?.len() == self.at)
     }
 
     /// The file.
