@@ -2,13 +2,14 @@
 //! directory take turns here, under one lock, so that together they keep the limits.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::fstat;
@@ -25,6 +26,10 @@ use crate::object::Key;
 const LEDGER: &str = "space";
 /// After so long the space in use is counted anew: shell scripts and people come and go without telling us.
 const RECOUNT: Duration = Duration::from_secs(60);
+/// A process whose turn takes longer is not waited for: it may have been stopped.
+const TURN: Duration = Duration::from_secs(5);
+/// How often to look whether it is our turn.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The limits, and how to keep them.
 #[derive(Debug)]
@@ -165,10 +170,11 @@ impl Space {
 
     /// Runs `unlink`, which removes the partial `file`.
     pub fn release(&self, file: &File, unlink: impl FnOnce()) {
-        let released = self.turn().and_then(|mut turn| {
+        let turn = self.turn();
+        unlink();
+        let released = turn.and_then(|mut turn| {
             let known = turn.read()?.filter(|ledger| self.is_current(ledger));
             let meta = file.metadata()?;
-            unlink();
             turn.note(known, -signed(meta.len().max(meta.blocks() * 512)))
         });
         if let Err(e) = released {
@@ -281,8 +287,19 @@ impl Space {
     fn turn(&self) -> io::Result<Turn<'_>> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT;
         let file = File::from(beneath::open(&self.dirs.state, Path::new(LEDGER), flags)?);
-        file.lock()?;
-        Ok(Turn { dirs: &self.dirs, file })
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Turn { dirs: &self.dirs, file }),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < TURN => thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::other(
+                        "another process that makes room there doesn't get on; has it been stopped?",
+                    ));
+                }
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+        }
     }
 
     fn refuse(&self, limit: &str, size: u64) -> io::Result<bool> {
