@@ -1,13 +1,14 @@
 //! Whether what was fetched is what the remote says it has.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::answer::blocking;
-use crate::checksum::Checksum;
+use crate::checksum::{Checksum, extend_crc64nvme};
+use crate::download::retry::RangeFetch;
 use crate::error::{Error, Kind, Result};
 use crate::object::{ObjectVersion, VersionId};
 use crate::store::ObjectStore;
@@ -16,8 +17,6 @@ use crate::store::ObjectStore;
 /// only be computed when the parts' sizes are known.
 #[derive(Debug, Default)]
 pub struct Doubts {
-    /// Versions that didn't fit a checksum of that kind, with the CRC64NVME that they had. Guards only the table.
-    misfits: Mutex<HashMap<VersionId, u64>>,
     /// Versions whose bytes were found to be wrong after some of them had been given out. Guards only the set.
     damaged: Mutex<HashSet<VersionId>>,
     /// Remotes whose ETags were seen not to be MD5s. Guards only the set.
@@ -38,8 +37,8 @@ impl Doubts {
     /// `crc` is the bytes' CRC64NVME as they were received. Other checksums take another look at the file.
     ///
     /// # Errors
-    /// `Damaged` when the bytes are others. Once the same bytes came twice, a checksum that can be doubted is no
-    /// evidence against them.
+    /// `Damaged` when the bytes are others. Against a checksum that can be doubted they are fetched once more: if the same
+    /// ones come again, it is no evidence. The remote's, when they don't come.
     pub async fn check(
         &self,
         object: &ObjectVersion,
@@ -70,7 +69,7 @@ impl Doubts {
         let fits = blocking(move || offered.fits(FromStart { file: &whole, at: 0 }, part_size)).await?;
         match fits.map_err(|e| Error::local(format!("{}: can't read its local file", object.key), &e))? {
             true => Ok(()),
-            false if !certain && self.is_known_misfit(object, crc) => {
+            false if !certain && fetch_crc(object, store).await? == crc => {
                 if self.not_md5().insert(object.source.clone()) {
                     log::warn!(
                         "{}{}: the same bytes came twice and don't fit {checksum}, which is no checksum of them then; \
@@ -96,11 +95,6 @@ impl Doubts {
         }
     }
 
-    fn is_known_misfit(&self, object: &ObjectVersion, crc: u64) -> bool {
-        let mut misfits = self.misfits.lock().unwrap_or_else(|e| e.into_inner());
-        misfits.insert(object.id(), crc) == Some(crc)
-    }
-
     /// Runs `condemn`, which keeps the bytes of `object` from being given out any more, and remembers that some were: an open
     /// sees both or neither.
     pub fn condemn(&self, object: &ObjectVersion, condemn: impl FnOnce()) {
@@ -123,6 +117,15 @@ impl Doubts {
     fn damaged_set(&self) -> MutexGuard<'_, HashSet<VersionId>> {
         self.damaged.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// The CRC64NVME of `object`'s bytes, fetched for that alone.
+async fn fetch_crc(object: &ObjectVersion, store: &dyn ObjectStore) -> Result<u64> {
+    let (mut crc, mut fetch) = (0, RangeFetch::new(store, object, 0..object.size));
+    while let Some(chunk) = fetch.next().await? {
+        crc = extend_crc64nvme(crc, &chunk);
+    }
+    Ok(crc)
 }
 
 fn damaged(object: &ObjectVersion, checksum: &Checksum) -> Error {
