@@ -102,6 +102,8 @@ pub struct Opened {
     pub handle: u64,
     /// The local file that holds all its bytes, when the inode number stands for that file alone.
     pub backing: Option<Arc<File>>,
+    /// Whether what the kernel keeps of the inode number's bytes may be shown.
+    pub keep: bool,
 }
 
 /// An entry of an open directory.
@@ -259,7 +261,8 @@ impl Filesystem {
             (Served::Local { .. }, Source::Local(file)) => Some(file.clone()),
             _ => None,
         };
-        Ok(Opened { handle: self.files.add(OpenFile::new(version, source)), backing })
+        let keep = !matches!(&source, Source::Download(reader) if reader.is_first());
+        Ok(Opened { handle: self.files.add(OpenFile::new(version, source)), backing, keep })
     }
 
     /// Where a symbolic link leads: the complete file in the cache directory, by its absolute path.

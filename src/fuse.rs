@@ -166,7 +166,7 @@ impl fuser::Filesystem for Fuse {
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         shielded("open", || match self.filesystem.open(ino.0) {
-            Ok(Opened { handle, backing }) => {
+            Ok(Opened { handle, backing, keep }) => {
                 if backing.is_none() {
                     self.streams.open(ino.0);
                 }
@@ -174,7 +174,8 @@ impl fuser::Filesystem for Fuse {
                 match backing.and_then(register) {
                     Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &id),
                     // An inode number is one version of an object: the kernel's pages of it stay right.
-                    None => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                    None if keep => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
+                    None => reply.opened(FileHandle(handle), FopenFlags::empty()),
                 }
             }
             Err(error) => reply.error(to_errno("open", &error)),

@@ -67,6 +67,8 @@ pub struct Download {
 #[derive(Debug, Default)]
 struct Readers {
     count: usize,
+    /// Somebody has joined.
+    joined: bool,
     /// The download goes on without readers, since its file will be kept.
     kept: bool,
     /// Nobody needs it any more; no reader may join.
@@ -88,7 +90,10 @@ enum Target {
 }
 
 /// A reader's share in a download. When the last one goes, a download whose file won't be kept ends.
-pub struct Reader(Arc<Download>);
+pub struct Reader {
+    download: Arc<Download>,
+    first: bool,
+}
 
 impl Download {
     /// A download of `object` that nobody reads and nothing drives yet.
@@ -119,7 +124,8 @@ impl Download {
             return None;
         }
         readers.count += 1;
-        Some(Reader(self.clone()))
+        let first = !std::mem::replace(&mut readers.joined, true);
+        Some(Reader { download: self.clone(), first })
     }
 
     /// Fetches everything and publishes it in the cache, or follows the process that does. Returns when nobody can gain from
@@ -164,11 +170,12 @@ impl Download {
     }
 
     fn fail(&self, error: Error) {
+        let first = self.map().fail(error.clone());
         match error.kind() {
-            Kind::NoSpace | Kind::Local => log::warn!("{error}; it is read without being kept"),
+            // Once, whatever other workers met with.
+            Kind::NoSpace | Kind::Local if first => log::warn!("{error}; it is read without being kept"),
             _ => log::debug!("{}: download failed: {error}", self.object.key),
         }
-        self.map().fail(error);
         self.finish();
     }
 
@@ -244,17 +251,23 @@ impl Target {
 }
 
 impl Reader {
+    /// Whether the download began with it. What was read of an earlier one, which may have ended before anything was
+    /// checked, is then not to be relied on.
+    pub fn is_first(&self) -> bool {
+        self.first
+    }
+
     /// The bytes `range`, which lies within the object, if they are here.
     pub fn read_now(&self, range: &Range<u64>) -> Option<Result<Bytes>> {
-        let here = self.0.map().contains(range);
-        here.then(|| self.0.read_file(range))
+        let here = self.download.map().contains(range);
+        here.then(|| self.download.read_file(range))
     }
 
     /// The bytes `range`, which lies within the object, as soon as they are here. When the disk has no room for them,
     /// they come straight from the remote.
     pub async fn read(&self, range: Range<u64>) -> Result<Bytes> {
         let (woken, hurry) = {
-            let mut map = self.0.map();
+            let mut map = self.download.map();
             if map.contains(&range) {
                 (None, false)
             } else {
@@ -263,7 +276,7 @@ impl Reader {
             }
         };
         if hurry {
-            self.0.hurry();
+            self.download.hurry();
         }
         let outcome = match woken {
             None => Ok(()),
@@ -273,11 +286,11 @@ impl Reader {
         };
         match outcome {
             Ok(()) => {
-                let download = self.0.clone();
+                let download = self.download.clone();
                 blocking(move || download.read_file(&range)).await?
             }
             Err(error) if matches!(error.kind(), Kind::NoSpace | Kind::Local) => {
-                self.0.direct.read(range).await
+                self.download.direct.read(range).await
             }
             Err(error) => Err(error),
         }
@@ -290,8 +303,8 @@ impl Reader {
     /// # Errors
     /// They can't be had. Trouble with the local disk is none: reads go past it.
     pub async fn finished(&self) -> Result<()> {
-        self.0.finished.wait().await;
-        match self.0.map().failure() {
+        self.download.finished.wait().await;
+        match self.download.map().failure() {
             Some(error) if !matches!(error.kind(), Kind::NoSpace | Kind::Local) => Err(error.clone()),
             _ => Ok(()),
         }
@@ -300,11 +313,11 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let mut readers = self.0.readers();
+        let mut readers = self.download.readers();
         readers.count -= 1;
         if readers.count == 0 && !readers.kept {
             readers.abandoned = true;
-            self.0.unread.notify_one();
+            self.download.unread.notify_one();
         }
     }
 }

@@ -260,12 +260,15 @@ impl PartMap {
         self.fail(error);
     }
 
-    /// Ends the download early: who waits, or comes to wait, gets `error`. Bytes that are here stay readable.
-    pub fn fail(&mut self, error: Error) {
+    /// Ends the download early: who waits, or comes to wait, gets `error`. Bytes that are here stay readable. False when it
+    /// had ended already.
+    pub fn fail(&mut self, error: Error) -> bool {
         for waiter in self.waiters.drain(..) {
             let _ = waiter.wake.send(Err(error.clone()));
         }
+        let first = self.failed.is_none();
         self.failed.get_or_insert(error);
+        first
     }
 
     /// The CRC64NVME of the whole object, once complete.
