@@ -1,10 +1,12 @@
 //! A cache that can be trusted: what happens to it when processes die, meet, and run out of room, and when bytes go bad.
 
+mod checksums;
 mod crashes;
 mod disks;
 mod integrity;
 mod limits;
 mod sharing;
+mod takeover;
 
 use aztec_cache_test_support::s3::S3Server;
 

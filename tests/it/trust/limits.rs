@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -213,4 +213,47 @@ fn a_disk_that_fills_up_in_mid_download_is_relieved() {
     gate.release();
     assert_same("the reader noticed nothing", &reader.join().unwrap().unwrap(), &big);
     mount.unmount();
+}
+
+#[test]
+fn a_disk_that_fills_up_with_nothing_to_evict_is_read_past_with_one_warning() {
+    needs_fuse!();
+    needs_root!("a small disk");
+    let server = S3Server::start();
+    let mut place = Place::of(&server);
+    place.arg("--min-free").arg("0");
+    let disk = Tmpfs::at(place.cache(), "size=16m");
+    let big = random_bytes(78, 12_000_000);
+    server.put(&key("big.zst"), big.clone());
+    let mount = place.mount();
+    let gate = server.hold_gets(&key("big.zst"), 256 << 10);
+    let path = mount.file("big.zst");
+    let reader = thread::spawn(move || fs::read(path));
+    wait_for("the download to be held", || gate.waiting() >= 2);
+    disk.fill();
+    gate.release();
+    assert_same("the reader noticed nothing", &reader.join().unwrap().unwrap(), &big);
+    wait_for("what was begun to go", || place.partials().is_empty());
+    assert!(!place.cache().join("big.zst").exists());
+    let said = mount.said();
+    assert_eq!(said.matches("warning").count(), 1, "{said}");
+    assert!(said.contains("it is read without being kept"), "{said}");
+}
+
+#[test]
+fn a_fifo_or_a_directory_under_an_artifacts_name_is_left_alone() {
+    needs_fuse!();
+    let (_server, place) = capped(12);
+    fs::create_dir_all(place.cache().join(name(1))).unwrap();
+    let fifo = place.cache().join(name(0));
+    assert!(place.program("mkfifo").arg(&fifo).status().unwrap().success());
+    let mount = place.mount();
+    for n in 0..12 {
+        assert_same(&name(n), &mount.read(&name(n)).unwrap(), &body(n));
+        if n > 1 {
+            place.wait_until_cached(&name(n));
+        }
+    }
+    assert!(fifo.metadata().unwrap().file_type().is_fifo());
+    assert!(place.cache().join(name(1)).is_dir());
 }
