@@ -48,7 +48,7 @@ fn one_download_for_all_daemons() {
 
 /// `cargo test --test it -- --ignored fifty_daemons --nocapture`
 #[test]
-#[ignore = "takes gigabytes of memory in a debug build"]
+#[ignore = "takes 50 daemons"]
 fn fifty_daemons() {
     needs_fuse!();
     all_at_once(count_of("AZTEC_CACHE_DAEMONS", 50), 20);
