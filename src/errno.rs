@@ -10,7 +10,7 @@ pub fn errno(kind: Kind) -> i32 {
         Kind::Unreachable => libc::EHOSTUNREACH,
         Kind::TimedOut => libc::ETIMEDOUT,
         Kind::Changed => libc::ESTALE,
-        Kind::Remote | Kind::Damaged => libc::EIO,
+        Kind::Remote | Kind::Damaged | Kind::Refused => libc::EIO,
         Kind::NoSpace => libc::ENOSPC,
         // A reader can do nothing about our disk but read again: EIO, with the cause in the log.
         Kind::Local | Kind::Mount | Kind::Internal => libc::EIO,
@@ -21,6 +21,9 @@ pub fn errno(kind: Kind) -> i32 {
         Kind::NoAttribute => libc::ENODATA,
         Kind::Unsupported => libc::ENOTSUP,
         Kind::ReadOnly => libc::EROFS,
+        Kind::NotPermitted => libc::EPERM,
+        Kind::Exists => libc::EEXIST,
+        Kind::NotEmpty => libc::ENOTEMPTY,
     }
 }
 
@@ -34,7 +37,9 @@ pub fn log_level(kind: Kind) -> log::Level {
         | Kind::Invalid
         | Kind::NoAttribute
         | Kind::Unsupported
-        | Kind::ReadOnly => log::Level::Debug,
+        | Kind::ReadOnly
+        | Kind::Exists
+        | Kind::NotEmpty => log::Level::Debug,
         Kind::Internal => log::Level::Error,
         _ => log::Level::Warn,
     }

@@ -41,6 +41,14 @@ pub enum Kind {
     Unsupported,
     /// A write to a read-only mount.
     ReadOnly,
+    /// What the settings, or the rules for artifacts, don't allow: overwriting, removing, renaming.
+    NotPermitted,
+    /// It is there already.
+    Exists,
+    /// A directory that holds something.
+    NotEmpty,
+    /// The remote won't have it: a refusal for good that isn't about rights.
+    Refused,
     /// Wrong usage or configuration.
     Usage,
     /// Mounting or unmounting failed.
@@ -94,9 +102,19 @@ impl Error {
         match self.kind {
             Kind::NotFound => 1,
             Kind::Usage | Kind::Invalid | Kind::NameTooLong => 2,
-            Kind::Unreachable | Kind::TimedOut | Kind::Changed | Kind::Remote | Kind::Damaged => 3,
-            Kind::AccessDenied | Kind::ListDenied => 4,
-            Kind::NoSpace | Kind::Local | Kind::IsDirectory | Kind::NotDirectory => 5,
+            Kind::Unreachable
+            | Kind::TimedOut
+            | Kind::Changed
+            | Kind::Remote
+            | Kind::Damaged
+            | Kind::Refused => 3,
+            Kind::AccessDenied | Kind::ListDenied | Kind::NotPermitted => 4,
+            Kind::NoSpace
+            | Kind::Local
+            | Kind::IsDirectory
+            | Kind::NotDirectory
+            | Kind::Exists
+            | Kind::NotEmpty => 5,
             Kind::Mount | Kind::ReadOnly | Kind::NoAttribute | Kind::Unsupported | Kind::Internal => 6,
         }
     }

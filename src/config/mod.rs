@@ -101,6 +101,33 @@ pub struct SpaceLimits {
     pub min_free: Free,
 }
 
+/// What may be written, and where it goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Every write is refused (EROFS in a mount).
+    pub read_only: bool,
+    /// What a finished write does with the remote; None: `Through` where the remote accepts uploads
+    /// ([`crate::store::ObjectStore::accepts_uploads`]), else `Never`.
+    pub upload: Option<Upload>,
+    /// An artifact that is there already may be replaced.
+    pub allow_overwrite: bool,
+    /// Artifacts may be removed from the remote.
+    pub allow_delete: bool,
+    /// `.gz` and `.zst` files are taken as they are, whole archives or not.
+    pub unchecked_archives: bool,
+}
+
+/// What a finished write does with the remote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// It is done when the remote has it.
+    Through,
+    /// It is done when it is durable here; it is uploaded afterwards.
+    Background,
+    /// It stays here.
+    Never,
+}
+
 /// How a file shows once it is complete in the local cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Expose {

@@ -7,8 +7,10 @@ mod file;
 mod http;
 mod s3;
 
+use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -16,8 +18,9 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 
+use crate::checksum::Checksum;
 use crate::config::{Patience, Remote, S3Options};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::object::{ETag, Key, ObjectVersion};
 
 /// A remote that objects are read from. Every call is bounded in time. Questions are asked again where that is worth it;
@@ -75,6 +78,65 @@ pub trait ObjectStore: Send + Sync + 'static {
     fn serves_ranges(&self, _object: &ObjectVersion) -> bool {
         true
     }
+
+    /// Whether uploads are expected to be accepted: requests are signed, or else identify who makes them. May ask for
+    /// credentials; asks nothing of the remote.
+    async fn accepts_uploads(&self) -> bool {
+        false
+    }
+
+    /// Makes `payload` the object `key`, atomically: nobody sees a part of it, and a put that fails leaves nothing behind,
+    /// pieces on the server neither. Failures that may pass are tried again, boundedly.
+    ///
+    /// # Errors
+    /// Transient ones ([`Error::is_transient`]) when it may go through later; `AccessDenied` and `Refused` when it won't;
+    /// `Unsupported` when this remote takes no uploads.
+    async fn put(&self, key: &Key, _payload: &Payload, _existing: Existing) -> Result<Put> {
+        Err(takes_no_uploads(self.url(), key))
+    }
+
+    /// Removes the object `key`; there being none is fine.
+    ///
+    /// # Errors
+    /// As for [`ObjectStore::put`].
+    async fn delete(&self, key: &Key) -> Result<()> {
+        Err(takes_no_uploads(self.url(), key))
+    }
+}
+
+fn takes_no_uploads(url: &str, key: &Key) -> Error {
+    Error::new(Kind::Unsupported, format!("{url}{key}: this remote can't be written; name an s3:// one"))
+}
+
+/// A whole file that is to become an object.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// Where its bytes are; they don't change any more.
+    pub file: Arc<File>,
+    /// How many there are.
+    pub size: u64,
+    /// The checksum of all of them, sent along so that the remote takes no others.
+    pub checksum: Checksum,
+    /// How many of them have been sent, for whoever shows it. Goes back when some are sent again.
+    pub sent: Arc<AtomicU64>,
+}
+
+/// What a put does about an object that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// It stays: the first writer wins.
+    Keep,
+    /// It is replaced.
+    Replace,
+}
+
+/// What became of a put.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Put {
+    /// The remote has the payload now, as this version.
+    Stored(ObjectVersion),
+    /// One was there already and stays.
+    Kept,
 }
 
 /// A page of a directory listing, in the remote's order.
