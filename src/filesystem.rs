@@ -11,7 +11,7 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use tokio::runtime::Handle;
 
 use crate::answer::Answer;
-use crate::cache::{CacheDir, CachedFile, Origin};
+use crate::cache::{CacheDir, CachedFile};
 use crate::coherence::{Coherence, Served};
 use crate::config::{Expose, MountOptions};
 use crate::error::{Error, Kind, Result};
@@ -20,7 +20,7 @@ use crate::handles::{Handles, OpenDir, OpenFile};
 use crate::listing::{Entry, Listings, Slice};
 use crate::lookup::Lookup;
 use crate::nodes::{Node, Nodes, ROOT};
-use crate::object::{ADOPTED, InvalidKey, Key, NAME_MAX, ObjectVersion};
+use crate::object::{InvalidKey, Key, NAME_MAX, ObjectVersion};
 use crate::store::ObjectStore;
 
 /// How long the kernel may use what can change: directories, and files that are still to be fetched.
@@ -392,13 +392,12 @@ impl Filesystem {
         }
         let version = served.version();
         let value = match name {
-            XATTR_STATE => Some(state_name(self.fetcher.state(version)).to_owned()),
+            XATTR_STATE => Some(self.fetcher.state(version).name().to_owned()),
             XATTR_ETAG => (!version.etag.is_local()).then(|| version.etag.as_str().to_owned()),
-            XATTR_SOURCE => Some(match self.local_file(version) {
-                Some(CachedFile { origin: Origin::Known { source, .. }, .. }) => source,
-                Some(_) => ADOPTED.to_owned(),
-                None => version.source.to_string(),
-            }),
+            XATTR_SOURCE => {
+                let local = self.local_file(version).map(|local| local.version.source);
+                Some(local.as_ref().unwrap_or(&version.source).to_string())
+            }
             XATTR_CHECKSUM => self.local_file(version).and_then(|local| local.checksum),
             _ => None,
         };
@@ -492,12 +491,4 @@ fn attributes(number: u64, node: &Node, common: Common) -> Attributes {
 fn file_ttl(served: &Served, common: Common) -> Duration {
     let vouched_for = !served.version().etag.is_local();
     if served.is_local() && vouched_for { common.local_ttl } else { SHORT_TTL }
-}
-
-fn state_name(state: State) -> &'static str {
-    match state {
-        State::Remote => "remote",
-        State::Partial => "partial",
-        State::Cached => "cached",
-    }
 }

@@ -31,4 +31,5 @@ pub mod privilege;
 pub mod single_flight;
 pub mod store;
 mod streams;
+pub mod upload;
 pub mod verify;

@@ -101,9 +101,14 @@ impl fmt::Debug for Key {
 /// What tags begin with that we make for servers without their own.
 const DATED: &str = "date:";
 const UNDATED: &str = "length:";
+/// And those of local files that no remote has vouched for.
+const LOCAL: &str = "local:";
 
 /// The source of files that no remote gave us.
 pub const ADOPTED: &str = "adopted";
+
+/// The source of files that were written here.
+pub const UPLOAD: &str = "upload";
 
 /// An entity tag as the server spells it, quotes included.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -113,7 +118,7 @@ impl ETag {
     /// Takes the server's spelling. Some servers and listings leave the quotes out: they are put back, so that
     /// a listing's ETag equals a header's.
     pub fn new(text: &str) -> ETag {
-        let ours = text.starts_with(DATED) || text.starts_with(UNDATED);
+        let ours = [DATED, UNDATED, LOCAL].iter().any(|begin| text.starts_with(begin));
         if ours || text.starts_with('"') || text.starts_with("W/") {
             ETag(text.into())
         } else {
@@ -145,12 +150,12 @@ impl ETag {
     /// The tag of a local file that no remote has vouched for: it changes when the file does. It can't be
     /// a server's, since it has no quotes.
     pub fn of_local_file(inode: u64, size: u64, mtime_ns: i128) -> ETag {
-        ETag(format!("local:{inode}:{size}:{mtime_ns}").into())
+        ETag(format!("{LOCAL}{inode}:{size}:{mtime_ns}").into())
     }
 
     /// Whether this tag was made by [`ETag::of_local_file`].
     pub fn is_local(&self) -> bool {
-        self.0.starts_with("local:")
+        self.0.starts_with(LOCAL)
     }
 
     /// The tag's text.
@@ -173,7 +178,7 @@ pub struct ObjectVersion {
     pub modified: SystemTime,
     /// The checksum of its bytes, if the server told one: listings don't.
     pub checksum: Option<Arc<Checksum>>,
-    /// The URL of the remote that has it, or [`ADOPTED`].
+    /// The URL of the remote that has it, [`ADOPTED`] or [`UPLOAD`].
     pub source: Arc<str>,
 }
 
@@ -233,7 +238,7 @@ mod tests {
 
     #[test]
     fn tags_of_our_own_are_read_back_as_they_were() {
-        for tag in [ETag::of_date(1_700_000_000, 7), ETag::of_length(7)] {
+        for tag in [ETag::of_date(1_700_000_000, 7), ETag::of_length(7), ETag::of_local_file(1, 7, 3)] {
             assert_eq!(ETag::new(tag.as_str()), tag);
         }
     }

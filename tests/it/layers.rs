@@ -20,6 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("store", &["answer", "checksum", "config", "error", "object"]),
     ("cache", &["checksum", "config", "error", "object"]),
     ("archive", &[]),
+    ("upload", &["answer", "archive", "cache", "checksum", "config", "error", "object", "store"]),
     ("verify", &["answer", "archive", "cache", "object"]),
     ("coherence", &["cache", "error", "object"]),
     ("download", &["answer", "cache", "checksum", "config", "error", "object", "single_flight", "store"]),
