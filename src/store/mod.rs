@@ -1,10 +1,12 @@
 //! Remotes: where objects come from. Knows nothing of local caches.
 
+mod attempts;
 mod breaker;
 mod chain;
 mod connector;
 mod file;
 mod http;
+mod payload;
 mod s3;
 
 use std::fs::File;
@@ -105,7 +107,10 @@ pub trait ObjectStore: Send + Sync + 'static {
 }
 
 fn takes_no_uploads(url: &str, key: &Key) -> Error {
-    Error::new(Kind::Unsupported, format!("{url}{key}: this remote can't be written; name an s3:// one"))
+    Error::new(
+        Kind::Unsupported,
+        format!("{url}{key}: this remote can't be written; name an s3:// one, and credentials for it"),
+    )
 }
 
 /// A whole file that is to become an object.
