@@ -167,6 +167,10 @@ impl ObjectStore for Chain {
         self.writable().await.is_some()
     }
 
+    async fn upload_url(&self) -> String {
+        self.writable().await.map_or(&*self.url, |store| store.url()).to_owned()
+    }
+
     async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
         match self.writable().await {
             Some(store) => store.put(key, payload, existing).await,

@@ -87,6 +87,11 @@ pub trait ObjectStore: Send + Sync + 'static {
         false
     }
 
+    /// The URL of the remote that uploads go to. May ask for credentials; asks nothing of the remote.
+    async fn upload_url(&self) -> String {
+        self.url().to_owned()
+    }
+
     /// Makes `payload` the object `key`, atomically: nobody sees a part of it, and a put that fails leaves nothing behind,
     /// pieces on the server neither. Failures that may pass are tried again, boundedly.
     ///

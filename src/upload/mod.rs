@@ -39,8 +39,16 @@ pub struct Uploads {
     cache: Option<Arc<CacheDir>>,
     options: WriteOptions,
     runtime: Handle,
-    mode: OnceCell<Upload>,
+    target: OnceCell<Target>,
     jobs: Jobs,
+}
+
+/// Where finished writes go, and when.
+#[derive(Clone, Debug)]
+struct Target {
+    mode: Upload,
+    /// The URL of the remote.
+    remote: Arc<str>,
 }
 
 impl Uploads {
@@ -52,15 +60,30 @@ impl Uploads {
         runtime: Handle,
     ) -> Arc<Uploads> {
         let cache = cache.filter(|cache| cache.is_writable());
-        let mode = OnceCell::new_with(options.upload);
-        Arc::new(Uploads { store, cache, options, runtime, mode, jobs: Jobs::default() })
+        Arc::new(Uploads { store, cache, options, runtime, target: OnceCell::new(), jobs: Jobs::default() })
     }
 
     /// What a finished write does with the remote. May ask for credentials, once.
     pub async fn mode(&self) -> Upload {
-        let detect =
-            || async { if self.store.accepts_uploads().await { Upload::Through } else { Upload::Never } };
-        *self.mode.get_or_init(detect).await
+        self.target().await.mode
+    }
+
+    async fn target(&self) -> &Target {
+        let find = || async {
+            let mode = match self.options.upload {
+                Some(mode) => mode,
+                None if self.store.accepts_uploads().await => Upload::Through,
+                None => Upload::Never,
+            };
+            let remote = self.store.upload_url().await.into();
+            Target { mode, remote }
+        };
+        self.target.get_or_init(find).await
+    }
+
+    /// What a finished write does with the remote, as far as that is known without asking for credentials.
+    fn known_mode(&self) -> Option<Upload> {
+        self.options.upload.or_else(|| self.target.get().map(|target| target.mode))
     }
 
     /// A new file, to be published as `key` or another. Its name decides whether it is decoded while it is written.
@@ -81,10 +104,10 @@ impl Uploads {
     }
 
     fn check_writable(&self, key: &Key) -> Result<()> {
-        let nowhere = self.cache.is_none() && self.mode.get() == Some(&Upload::Never);
+        let nowhere = self.cache.is_none() && self.known_mode() == Some(Upload::Never);
         let why = match (self.options.read_only, nowhere) {
-            (true, _) => "read-only; leave --read-only out to write",
-            (_, true) => "nothing is kept, since there is no local cache and no upload; set CACHE_LOCAL_DIR",
+            (true, _) => "nothing may be written; leave out --read-only and AZTEC_CACHE_READ_ONLY",
+            (_, true) => "it could go nowhere: there is no local cache and no upload; set CACHE_LOCAL_DIR",
             _ => return Ok(()),
         };
         Err(Error::new(Kind::ReadOnly, format!("{key}: {why}")))

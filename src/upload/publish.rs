@@ -11,8 +11,8 @@ use crate::error::{Error, Kind, Result};
 use crate::object::Key;
 use crate::store::{Existing, Payload, Put};
 use crate::upload::new_file::{NewFile, Whole};
-use crate::upload::send::Sent;
-use crate::upload::{Uploads, internal};
+use crate::upload::send::{Sent, is_final};
+use crate::upload::{Target, Uploads, internal};
 
 /// How a publication ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,25 +34,32 @@ impl Uploads {
     /// `AccessDenied`, `Refused` and `Unsupported` when the remote won't have it: it is published here, and stays in the
     /// journal. Without a local cache, whatever keeps it from being uploaded.
     pub async fn publish(self: &Arc<Uploads>, file: Arc<NewFile>, key: &Key) -> Result<Published> {
-        let mode = self.mode().await;
+        let Target { mode, remote } = self.target().await.clone();
         self.check_writable(key)?;
         let (sealed, own_key) = (file.clone(), key.clone());
         let whole = blocking(move || sealed.seal(&own_key)).await??;
         let placed = match &self.cache {
             Some(cache) if file.spool().is_some() && may_hold(cache, key).await? => {
-                self.place(cache, &file, key, whole, mode).await
+                let entry = (mode != Upload::Never).then(|| self.entry(key, &whole, &remote));
+                self.place(cache, &file, key, whole, entry).await
             }
             _ => return self.publish_there(&file, key, whole, mode).await.inspect_err(|_| file.unseal()),
         };
         match placed.inspect_err(|_| file.unseal())? {
             None => Ok(Published::Kept),
-            Some((_, None)) => Ok(Published::Stored),
-            Some((claim, Some(_))) if mode == Upload::Background => {
-                let released = blocking(move || drop(claim)).await;
-                self.enqueue(key);
-                released.map(|()| Published::Stored)
+            Some((claim, Some(entry))) if mode == Upload::Through => {
+                // In a task of its own: it ends well, whatever becomes of who waits for it.
+                let uploads = self.clone();
+                let sent = self.runtime.spawn(async move { uploads.send_now(claim, entry).await });
+                sent.await.map_err(|e| internal(key, &format!("an upload failed: {e}")))?
             }
-            Some((claim, Some(entry))) => self.send_now(claim, entry).await,
+            Some((claim, entry)) => {
+                blocking(move || drop(claim)).await?;
+                if entry.is_some() {
+                    self.enqueue(key);
+                }
+                Ok(Published::Stored)
+            }
         }
     }
 
@@ -63,7 +70,7 @@ impl Uploads {
         file: &Arc<NewFile>,
         key: &Key,
         whole: Whole,
-        mode: Upload,
+        entry: Option<PendingUpload>,
     ) -> Result<Option<(Claim, Option<PendingUpload>)>> {
         let overwrite = self.options.allow_overwrite;
         let is_wanted = move |cache: &CacheDir, key: &Key| overwrite || cache.lookup(key).is_none();
@@ -71,7 +78,6 @@ impl Uploads {
             log::info!("{key}: there is such an artifact already; it stays");
             return Ok(None);
         };
-        let entry = (mode != Upload::Never).then(|| self.entry(key, &whole));
         let file = file.clone();
         let placed = blocking(move || {
             let spool = file.spool().ok_or(std::io::ErrorKind::NotFound)?;
@@ -84,13 +90,13 @@ impl Uploads {
             .map_err(|e| Error::local(format!("{key}: can't be kept in the local cache"), &e))
     }
 
-    fn entry(&self, key: &Key, whole: &Whole) -> PendingUpload {
+    fn entry(&self, key: &Key, whole: &Whole, remote: &str) -> PendingUpload {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         PendingUpload {
             name: key.as_str().to_owned(),
             size: whole.size,
             checksum: whole.checksum.to_string(),
-            remote: self.store.url().to_owned(),
+            remote: remote.to_owned(),
             overwrite: self.options.allow_overwrite,
             since: since.as_secs(),
             attempts: 0,
@@ -99,18 +105,17 @@ impl Uploads {
         }
     }
 
-    /// Uploads what was just published here, and waits for that.
+    /// Uploads what was just published here.
     async fn send_now(self: &Arc<Uploads>, claim: Claim, entry: PendingUpload) -> Result<Published> {
         let key = claim.key().clone();
-        match self.send(claim, entry, Arc::default()).await {
+        let sent = self.begin(&key);
+        let result = self.send(claim, entry, sent).await;
+        self.end(&key, &result);
+        match result {
             Ok(Sent::Kept) => Ok(Published::Kept),
-            Ok(Sent::Stored | Sent::Gone) => Ok(Published::Stored),
-            Err(error) if super::send::is_final(&error) => Err(error),
-            Err(error) => {
-                log::warn!("{error}; {key} is kept here and uploaded later");
-                self.enqueue_failed(&key);
-                Ok(Published::Stored)
-            }
+            Err(error) if is_final(&error) => Err(error),
+            // Either way it is the artifact here.
+            Ok(Sent::Stored | Sent::Gone) | Err(_) => Ok(Published::Stored),
         }
     }
 

@@ -57,6 +57,8 @@ impl Uploads {
                 Ok(Comparison::Hidden) => attempt.release().await,
                 Err(error) => attempt.fail(error).await,
             },
+            // The disk gave other bytes than were written, perhaps.
+            Err(error) if error.kind() == Kind::Local => attempt.doubt(error).await,
             Err(error) => attempt.fail(error).await,
         }
     }
@@ -148,6 +150,17 @@ impl Attempt {
     async fn forget(self) -> Result<Sent> {
         log::warn!("{}: not uploaded: the local file was removed or changed", self.key);
         self.conclude(Sent::Gone, |attempt| attempt.claim.clear()).await
+    }
+
+    /// Looks at all bytes of the local file. A damaged one is moved out of the way.
+    async fn doubt(self, error: Error) -> Result<Sent> {
+        let (attempt, damaged) = blocking(move || {
+            let damaged = matches!(self.cache.verify(&self.key, &mut |_| {}), Ok(Verdict::Damaged));
+            let moved = damaged && self.cache.quarantine(&self.key, "it was changed since it was written");
+            (self, moved)
+        })
+        .await?;
+        if damaged { attempt.forget().await } else { attempt.fail(error).await }
     }
 
     /// Notes the failure.

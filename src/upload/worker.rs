@@ -13,8 +13,8 @@ use crate::cache::PendingUpload;
 use crate::config::Upload;
 use crate::error::{Error, Kind, Result};
 use crate::object::{ETag, Key, ObjectVersion};
-use crate::upload::Uploads;
 use crate::upload::send::{Sent, is_final};
+use crate::upload::{Target, Uploads};
 
 /// Uploads at a time.
 const PARALLEL: usize = 4;
@@ -98,12 +98,17 @@ impl Uploads {
     /// Waits until nothing is pending that can be uploaded now, at most for `limit`.
     pub async fn drain(self: &Arc<Uploads>, limit: Duration) {
         let deadline = Instant::now() + limit;
+        let Target { mode, remote } = self.target().await;
+        if *mode == Upload::Never || self.options.read_only {
+            return;
+        }
         self.resume();
-        self.scan().await;
+        self.scan(remote).await;
         self.jobs.hurry();
         loop {
             let ended = self.jobs.ended.notified();
-            if self.jobs.table().is_empty() || self.is_down() || timeout_at(deadline, ended).await.is_err() {
+            let is_idle = self.jobs.table().is_empty() || self.is_down(remote);
+            if is_idle || timeout_at(deadline, ended).await.is_err() {
                 return;
             }
         }
@@ -115,21 +120,44 @@ impl Uploads {
         self.resume();
     }
 
-    /// Has the worker try `key` again.
-    pub(super) fn enqueue_failed(self: &Arc<Uploads>, key: &Key) {
-        self.jobs.add(key, Job { due: Instant::now() + pause(1), failures: 1, sent: None });
-        self.resume();
+    /// Notes that an upload of `key` begins outside of the worker; what counts the bytes sent.
+    pub(super) fn begin(&self, key: &Key) -> Arc<AtomicU64> {
+        let sent = Arc::<AtomicU64>::default();
+        let job = Job { due: Instant::now(), failures: 0, sent: Some(sent.clone()) };
+        self.jobs.table().insert(key.clone(), job);
+        sent
+    }
+
+    /// Notes how an upload of `key` ended, and says it. If it may go through later, the worker tries it again.
+    pub(super) fn end(self: &Arc<Uploads>, key: &Key, result: &Result<Sent>) {
+        match result {
+            Ok(Sent::Stored) => log::info!("{key}: uploaded"),
+            Ok(Sent::Kept) => log::info!("{key}: there is such an artifact already; it stays"),
+            Ok(Sent::Gone) => {}
+            Err(error) if is_final(error) => log::info!("{error}; {key} is kept here and not uploaded"),
+            Err(error) => {
+                let failures = self.jobs.failed(key);
+                let level = if failures == 1 { log::Level::Warn } else { log::Level::Info };
+                log::log!(level, "{error}; {key} is kept here and uploaded later");
+                return self.resume();
+            }
+        }
+        self.jobs.remove(key);
     }
 
     async fn work(self: Arc<Uploads>) {
+        let Target { mode, remote } = self.target().await.clone();
+        if mode == Upload::Never || self.options.read_only {
+            return;
+        }
         let slots = Arc::new(Semaphore::new(PARALLEL));
         let (mut next_scan, mut was_down) = (Instant::now(), false);
         loop {
             if next_scan <= Instant::now() {
-                self.scan().await;
+                self.scan(&remote).await;
                 next_scan = Instant::now() + RESCAN;
             }
-            let down = self.is_down();
+            let down = self.is_down(&remote);
             if was_down && !down {
                 self.jobs.hurry();
             }
@@ -146,19 +174,19 @@ impl Uploads {
     }
 
     /// Whether the remote is known to be out of reach.
-    fn is_down(&self) -> bool {
+    fn is_down(&self, remote: &str) -> bool {
         let Ok(key) = Key::new("any") else { return false };
         let (etag, modified) = (ETag::of_length(0), SystemTime::UNIX_EPOCH);
-        let source = self.store.url().into();
+        let source = remote.into();
         self.store.check(&ObjectVersion { key, etag, size: 0, modified, checksum: None, source }).is_err()
     }
 
-    /// Takes up what the journal has for our remote.
-    async fn scan(&self) {
+    /// Takes up what the journal has for `remote`, ours.
+    async fn scan(&self, remote: &str) {
         let Some(cache) = self.cache.clone() else { return };
         let Ok(entries) = blocking(move || cache.pending()).await else { return };
         let refused_too = !self.jobs.retried_refused.swap(true, Ordering::Relaxed);
-        for entry in entries.iter().filter(|entry| entry.remote == self.store.url()) {
+        for entry in entries.iter().filter(|entry| entry.remote == remote) {
             if let Ok(key) = Key::new(&entry.name)
                 && (refused_too || !entry.refused)
             {
@@ -175,26 +203,18 @@ impl Uploads {
     }
 
     async fn attempt(self: Arc<Uploads>, key: Key, sent: Arc<AtomicU64>, slot: OwnedSemaphorePermit) {
-        let result = self.send_pending(&key, sent).await;
-        match &result {
-            Err(error) if !is_final(error) => {
-                let failures = self.jobs.failed(&key);
-                let level = if failures == 1 { log::Level::Warn } else { log::Level::Info };
-                log::log!(level, "{error}; {key} is kept here and uploaded later");
-            }
-            ended => {
-                self.jobs.remove(&key);
-                match ended {
-                    Ok(Some(Sent::Stored)) => log::info!("{key}: uploaded"),
-                    Ok(Some(Sent::Kept)) => log::info!("{key}: there is such an artifact already; it stays"),
-                    Ok(_) => {}
-                    Err(error) => log::warn!("{error}; {key} is kept here and not uploaded"),
+        match self.send_pending(&key, sent).await {
+            Ok(None) => self.jobs.remove(&key),
+            Ok(Some(sent)) => self.end(&key, &Ok(sent)),
+            Err(error) => {
+                if is_final(&error) {
+                    log::warn!("{error}; {key} is kept here and not uploaded");
                 }
+                self.end(&key, &Err(error));
             }
         }
         drop(slot);
         self.jobs.wake.notify_one();
-        self.jobs.ended.notify_waiters();
     }
 
     /// Uploads `key` if it is still pending and nobody else is at it.
@@ -222,6 +242,7 @@ impl Jobs {
 
     fn remove(&self, key: &Key) {
         self.table().remove(key);
+        self.ended.notify_waiters();
     }
 
     /// All are due now.
@@ -238,6 +259,7 @@ impl Jobs {
         job.failures += 1;
         job.due = Instant::now() + pause(job.failures);
         job.sent = None;
+        self.ended.notify_waiters();
         job.failures
     }
 

@@ -63,6 +63,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "listing",
             "object",
             "store",
+            "upload",
         ],
     ),
     (
@@ -99,6 +100,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "mountpoint",
             "object",
             "privilege",
+            "upload",
             "verify",
         ],
     ),
