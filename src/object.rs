@@ -19,6 +19,14 @@ pub const NAME_MAX: usize = 255;
 /// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>).
 const KEY_MAX: usize = 1024;
 
+/// How the names of artifacts end.
+const ARTIFACTS: [&str; 12] =
+    [".gz", ".tgz", ".zst", ".tzst", ".xz", ".txz", ".bz2", ".tbz2", ".lz4", ".tar", ".zip", ".flag"];
+
+/// Words behind a dot in names that programs write under before they rename.
+const TEMPORARY: [&str; 9] =
+    ["tmp", "temp", "part", "partial", "crdownload", "download", "new", "swp", "incomplete"];
+
 /// An object's name below the remote's prefix, known to be a clean relative path: 1 to 1024 bytes of UTF-8,
 /// no empty, `.` or `..` component, no component over [`NAME_MAX`] bytes, no NUL, not [`RESERVED`] and
 /// not [`DISABLED`].
@@ -62,6 +70,22 @@ impl Key {
             return Err(InvalidKey::NotAPath);
         }
         if dir.is_empty() { Key::new(name) } else { Key::new(&format!("{dir}/{name}")) }
+    }
+
+    /// Whether its name ends like an artifact's.
+    pub fn is_artifact(&self) -> bool {
+        ARTIFACTS.iter().any(|suffix| self.name().ends_with(suffix))
+    }
+
+    /// Whether its name is one to write under before renaming: it is hidden, or it doesn't end like an artifact's and has
+    /// `tmp`, `part` or another such word behind a dot, begins with `tmp`, or ends in `~`.
+    pub fn is_temporary(&self) -> bool {
+        let name = self.name();
+        name.starts_with('.')
+            || !self.is_artifact()
+                && (name.starts_with("tmp")
+                    || name.ends_with('~')
+                    || name.split('.').skip(1).any(|word| TEMPORARY.contains(&word)))
     }
 
     /// The whole key.
@@ -229,6 +253,20 @@ mod tests {
         assert_eq!((key.dir(), key.name()), ("a/b", "c.zst"));
         let key = Key::in_dir("", "c.zst").unwrap();
         assert_eq!((key.dir(), key.name()), ("", "c.zst"));
+    }
+
+    #[test]
+    fn names_to_write_under_before_renaming() {
+        for name in
+            [".x.tar.gz.Ab12Cd", "x.tar.gz.tmp", "x.zst.tmp.4711", "x.zst.part", "tmpab12cd", "x~", ".x.zst"]
+        {
+            assert!(Key::new(&format!("d/{name}")).unwrap().is_temporary(), "{name}");
+        }
+        for name in
+            ["noir-1.tar.gz", "x.tmp.zst", "tmp-tools-1.tar.gz", "x.tar.gz.sha256", "template", "new.bin"]
+        {
+            assert!(!Key::new(name).unwrap().is_temporary(), "{name}");
+        }
     }
 
     #[test]

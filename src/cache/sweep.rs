@@ -18,8 +18,8 @@ const PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
 const QUARANTINE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What was worth noting is forgotten after so long.
 const NOTE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// What is being written is locked, but for a moment after its creation.
-const UNLOCKED_AGE: Duration = Duration::from_secs(60);
+/// What is being written is locked. Who is about to lock it finds out that it has gone, and begins anew.
+const UNLOCKED_AGE: Duration = Duration::ZERO;
 /// Metadata is written shortly before its file gets its name, and to a temporary file shortly before that.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 

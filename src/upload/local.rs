@@ -117,7 +117,7 @@ impl Rename<'_> {
                 .map_err(|why| Error::new(Kind::Damaged, format!("{to}: {why}: not renamed from {from}")))?;
         }
         if !overwrite && self.cache.lookup(&to).is_some() {
-            log::info!("{to}: there is such an artifact already; it stays, and {from} is removed");
+            log::warn!("{to}: there is such an artifact already; it stays, and {from} is removed");
             self.cache.remove_claimed(&mut self.from).map_err(error)?;
             return Ok(false);
         }

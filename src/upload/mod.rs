@@ -103,9 +103,17 @@ impl Uploads {
         Ok(NewFile::in_cache(key, spool, check_archive))
     }
 
+    /// Whether what is written could go anywhere, as far as is known.
+    pub fn is_writable(&self) -> bool {
+        !self.options.read_only && !self.goes_nowhere()
+    }
+
+    fn goes_nowhere(&self) -> bool {
+        self.cache.is_none() && self.known_mode() == Some(Upload::Never)
+    }
+
     fn check_writable(&self, key: &Key) -> Result<()> {
-        let nowhere = self.cache.is_none() && self.known_mode() == Some(Upload::Never);
-        let why = match (self.options.read_only, nowhere) {
+        let why = match (self.options.read_only, self.goes_nowhere()) {
             (true, _) => "nothing may be written; leave out --read-only and AZTEC_CACHE_READ_ONLY",
             (_, true) => "it could go nowhere: there is no local cache and no upload; set CACHE_LOCAL_DIR",
             _ => return Ok(()),

@@ -138,6 +138,11 @@ impl NewFile {
         self.state().size
     }
 
+    /// Whether a write is under way.
+    pub fn is_being_written(&self) -> bool {
+        self.state().writing > 0
+    }
+
     /// Returns once what has been written is on the disk.
     ///
     /// # Errors

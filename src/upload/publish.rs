@@ -34,18 +34,33 @@ impl Uploads {
     /// `AccessDenied`, `Refused` and `Unsupported` when the remote won't have it: it is published here, and stays in the
     /// journal. Without a local cache, whatever keeps it from being uploaded.
     pub async fn publish(self: &Arc<Uploads>, file: Arc<NewFile>, key: &Key) -> Result<Published> {
+        self.publish_telling(file, key, || {}).await
+    }
+
+    /// The same; tells `placed` once it is published here, before it is uploaded.
+    ///
+    /// # Errors
+    /// Those of [`Uploads::publish`].
+    pub async fn publish_telling(
+        self: &Arc<Uploads>,
+        file: Arc<NewFile>,
+        key: &Key,
+        placed: impl FnOnce() + Send,
+    ) -> Result<Published> {
         let Target { mode, remote } = self.target().await.clone();
         self.check_writable(key)?;
         let (sealed, own_key) = (file.clone(), key.clone());
         let whole = blocking(move || sealed.seal(&own_key)).await??;
-        let placed = match &self.cache {
+        let outcome = match &self.cache {
             Some(cache) if file.spool().is_some() && may_hold(cache, key).await? => {
                 let entry = (mode != Upload::Never).then(|| self.entry(key, &whole, &remote));
                 self.place(cache, &file, key, whole, entry).await
             }
             _ => return self.publish_there(&file, key, whole, mode).await.inspect_err(|_| file.unseal()),
         };
-        match placed.inspect_err(|_| file.unseal())? {
+        let outcome = outcome.inspect_err(|_| file.unseal())?;
+        placed();
+        match outcome {
             None => Ok(Published::Kept),
             Some((claim, Some(entry))) if mode == Upload::Through => {
                 // In a task of its own: it ends well, whatever becomes of who waits for it.
@@ -75,7 +90,7 @@ impl Uploads {
         let overwrite = self.options.allow_overwrite;
         let is_wanted = move |cache: &CacheDir, key: &Key| overwrite || cache.lookup(key).is_none();
         let Some(mut claim) = self.claim_if(cache, key, is_wanted).await? else {
-            log::info!("{key}: there is such an artifact already; it stays");
+            log::warn!("{key}: there is such an artifact already; it stays");
             return Ok(None);
         };
         let file = file.clone();
@@ -138,7 +153,7 @@ impl Uploads {
         match self.store.put(key, &payload, existing).await? {
             Put::Stored(_) => Ok(Published::Stored),
             Put::Kept => {
-                log::info!("{key}: there is such an artifact already; it stays");
+                log::warn!("{key}: there is such an artifact already; it stays");
                 Ok(Published::Kept)
             }
         }

@@ -132,7 +132,7 @@ impl Uploads {
     pub(super) fn end(self: &Arc<Uploads>, key: &Key, result: &Result<Sent>) {
         match result {
             Ok(Sent::Stored) => log::info!("{key}: uploaded"),
-            Ok(Sent::Kept) => log::info!("{key}: there is such an artifact already; it stays"),
+            Ok(Sent::Kept) => log::warn!("{key}: there is such an artifact already; it stays"),
             Ok(Sent::Gone) => {}
             Err(error) if is_final(error) => log::info!("{error}; {key} is kept here and not uploaded"),
             Err(error) => {
@@ -259,6 +259,7 @@ impl Jobs {
         job.failures += 1;
         job.due = Instant::now() + pause(job.failures);
         job.sent = None;
+        self.wake.notify_one();
         self.ended.notify_waiters();
         job.failures
     }

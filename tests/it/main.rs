@@ -20,3 +20,4 @@ mod reading;
 mod remotes;
 mod trust;
 mod uploads;
+mod writing;
