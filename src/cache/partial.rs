@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use crate::cache::dirs::Dirs;
 use crate::cache::meta::{self, Meta};
 use crate::cache::progress::{self, Record};
-use crate::cache::space::Space;
+use crate::cache::space::{Limit, Space};
 use crate::cache::{beneath, journal};
 use crate::checksum::{Checksum, extend_crc64nvme};
 use crate::object::ObjectVersion;
@@ -32,6 +32,10 @@ pub const PROGRESS: &str = "progress";
 
 /// How often to look for another process's first record, a millisecond apart.
 const BEGIN_ATTEMPTS: u32 = 1000;
+
+/// The kernel tells us of a file's last close shortly after close(2) has returned: what was in use a moment ago may be
+/// evicted after these pauses.
+const CLOSING: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(40)];
 
 /// A partial file, begun.
 #[derive(Debug)]
@@ -162,7 +166,14 @@ impl Partial {
     /// Reserves the space that the file will take, evicting others if need be. False when a limit would be passed even
     /// so.
     pub fn reserve(&self) -> io::Result<bool> {
-        let refused = self.space.reserve(&self.file, self.object.size)?;
+        let mut refused = self.space.reserve(&self.file, self.object.size)?;
+        for pause in CLOSING {
+            if !refused.is_some_and(Limit::may_pass) {
+                break;
+            }
+            std::thread::sleep(pause);
+            refused = self.space.reserve(&self.file, self.object.size)?;
+        }
         if let Some(limit) = refused {
             self.space.say_not_kept(limit, self.object.size);
         }

@@ -54,6 +54,13 @@ pub enum Limit {
     Free,
 }
 
+impl Limit {
+    /// Whether it may be another matter once files in use are closed.
+    pub fn may_pass(self) -> bool {
+        self != Limit::Cap
+    }
+}
+
 /// What is known of the space in use, shared by all processes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ledger {
