@@ -17,6 +17,8 @@ use tokio::time::timeout;
 
 use crate::answer::Answer;
 use crate::error::{Error, Kind, Result};
+use crate::listing::Entry;
+use crate::lookup::Lookup;
 use crate::object::Key;
 use crate::process::{self, Asked, FileIdentity, Stage};
 use crate::upload::{NewFile, Uploads};
@@ -32,8 +34,7 @@ const UNOPENED: Duration = Duration::from_secs(60);
 pub struct SpooledFiles {
     uploads: Arc<Uploads>,
     runtime: Handle,
-    /// Told of each name under which something else is to be seen.
-    changed: Box<dyn Fn(&Key) + Send + Sync>,
+    lookup: Arc<Lookup>,
     /// Guards only the list.
     files: Mutex<Vec<Arc<SpooledFile>>>,
     /// Openings that are to begin anew, each by key and process. Guards only the list.
@@ -101,17 +102,12 @@ enum Progress {
 }
 
 impl SpooledFiles {
-    /// None yet. What is complete is handed to `uploads`; `changed` is told of each name under which something else is to be
-    /// seen then.
-    pub fn new(
-        uploads: Arc<Uploads>,
-        runtime: Handle,
-        changed: impl Fn(&Key) + Send + Sync + 'static,
-    ) -> Arc<SpooledFiles> {
+    /// None yet. What is complete is handed to `uploads`, and then seen by `lookup`.
+    pub fn new(uploads: Arc<Uploads>, lookup: Arc<Lookup>, runtime: Handle) -> Arc<SpooledFiles> {
         Arc::new(SpooledFiles {
             uploads,
             runtime,
-            changed: Box::new(changed),
+            lookup,
             files: Mutex::default(),
             truncations: Mutex::default(),
             next: AtomicU64::new(1),
@@ -269,17 +265,30 @@ impl SpooledFiles {
         let (files, shown, name) = (self.clone(), file.clone(), key.clone());
         let placed = move || {
             files.drop_file(&shown);
-            (files.changed)(&name);
+            files.lookup.forget(&name);
             shown.progress.send_replace(Progress::Shown);
         };
         let result = match file.file() {
+            Ok(_) if self.stays(&key).await => {
+                log::warn!("{key}: there is such an artifact already; it stays");
+                Ok(())
+            }
             Ok(new) => self.uploads.publish_telling(new, &key, placed).await.map(drop),
             Err(error) => Err(error),
         };
         self.drop_file(&file);
         file.let_go();
-        (self.changed)(&key);
+        self.lookup.forget(&key);
         file.progress.send_replace(Progress::Done(result));
+    }
+
+    /// Whether a remote has `key`, and that is to stay. Where nothing is uploaded nobody else would notice.
+    async fn stays(&self, key: &Key) -> bool {
+        if self.uploads.may_overwrite() {
+            return false;
+        }
+        let found = self.lookup.find(key).wait().await;
+        matches!(found, Ok(Entry::File(served)) if !served.version().etag.is_local())
     }
 
     /// Gives `file` the name `to`. One that is closed already, under a temporary name, is complete once it has another.

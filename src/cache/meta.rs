@@ -1,8 +1,9 @@
 //! What is recorded about each file that was fetched or checked: one small JSON file per key.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +12,8 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::beneath;
-use crate::object::Key;
+use crate::checksum::Checksum;
+use crate::object::{ETag, Key, UPLOAD};
 
 /// The directory of the records, below the state directory.
 pub const DIR: &str = "meta";
@@ -36,15 +38,29 @@ pub struct Meta {
     /// The local file's inode number, for the same reason. None in records of older programs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_inode: Option<u64>,
-    /// The remote it came from, or `adopted`.
+    /// The remote it came from, `adopted` or `upload`.
     pub source: String,
-    /// The checksum of its bytes as [`Checksum`](crate::checksum::Checksum) writes it; None for files that were not
-    /// fetched.
+    /// The checksum of its bytes as [`Checksum`](crate::checksum::Checksum) writes it; None for files that were
+    /// adopted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,
 }
 
 impl Meta {
+    /// The record of a file that was written here and is now as `file` says.
+    pub fn of_written(file: &Metadata, checksum: &Checksum) -> Meta {
+        let mtime_ns = file.mtime() * 1_000_000_000 + file.mtime_nsec();
+        Meta {
+            etag: ETag::of_local_file(file.ino(), file.len(), mtime_ns.into()).as_str().to_owned(),
+            size: file.len(),
+            modified_ns: u64::try_from(mtime_ns).unwrap_or(0),
+            file_mtime_ns: mtime_ns,
+            file_inode: Some(file.ino()),
+            source: UPLOAD.to_owned(),
+            checksum: Some(checksum.to_string()),
+        }
+    }
+
     /// When the remote says it was written.
     pub fn modified(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_nanos(self.modified_ns)

@@ -3,7 +3,6 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,7 +15,6 @@ use crate::cache::meta::{self, Meta};
 use crate::cache::space::Space;
 use crate::cache::{beneath, partial};
 use crate::checksum::Checksum;
-use crate::object::{ETag, UPLOAD};
 
 /// The directory of files that are being written, below the state directory.
 pub const DIR: &str = "spool";
@@ -120,17 +118,7 @@ impl Spool {
     ) -> io::Result<()> {
         self.cut(size)?;
         self.file.sync_data()?;
-        let stored = self.file.metadata()?;
-        let mtime_ns = stored.mtime() * 1_000_000_000 + stored.mtime_nsec();
-        let meta = Meta {
-            etag: ETag::of_local_file(stored.ino(), size, mtime_ns.into()).as_str().to_owned(),
-            size,
-            modified_ns: u64::try_from(mtime_ns).unwrap_or(0),
-            file_mtime_ns: mtime_ns,
-            file_inode: Some(stored.ino()),
-            source: UPLOAD.to_owned(),
-            checksum: Some(checksum.to_string()),
-        };
+        let meta = Meta::of_written(&self.file.metadata()?, checksum);
         let key = claim.key().clone();
         let dir = beneath::make_dirs(&self.dirs.root, Path::new(key.dir()))?;
         let temporary = Path::new(partial::DIR).join(partial::temporary_name("meta"));

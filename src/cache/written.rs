@@ -13,6 +13,7 @@ use crate::cache::dir::CacheDir;
 use crate::cache::journal::{self, Claim, PendingUpload};
 use crate::cache::meta::{self, Meta};
 use crate::cache::spool::Spool;
+use crate::checksum::Checksum;
 use crate::object::{Key, ObjectVersion};
 
 impl CacheDir {
@@ -61,6 +62,21 @@ impl CacheDir {
             ..meta
         };
         self.try_write_meta(claim.key(), &meta)
+    }
+
+    /// Takes the file that `claim` is for, put there by someone else, for one that was written here, if it has this size and
+    /// checksum. Reads all of it.
+    ///
+    /// # Errors
+    /// It can't be read, or recorded.
+    pub fn take_over(&self, claim: &Claim, size: u64, checksum: &Checksum) -> io::Result<bool> {
+        let file = self.open_unnoticed(claim.key())?;
+        let meta = Meta::of_written(&file.metadata()?, checksum);
+        let fits = meta.size == size && checksum.fits(&file, u64::MAX)?;
+        if fits {
+            self.try_write_meta(claim.key(), &meta)?;
+        }
+        Ok(fits)
     }
 
     /// Gives the file that `from` is for, with its metadata and its journal entry, the name that `to` is for, in place of any

@@ -99,8 +99,7 @@ impl Filesystem {
         let coherence = Coherence::new(cache.clone(), revalidate);
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), runtime.clone()));
         let lookup = Arc::new(Lookup::new(store.clone(), coherence, listings.clone(), runtime.clone()));
-        let told = lookup.clone();
-        let spooled = SpooledFiles::new(uploads.clone(), runtime.clone(), move |key| told.forget(key));
+        let spooled = SpooledFiles::new(uploads.clone(), lookup.clone(), runtime.clone());
         let nodes = Arc::new(Nodes::default());
         if expose == Expose::Symlink {
             nodes.separate_complete_files();

@@ -86,7 +86,8 @@ impl Uploads {
     }
 }
 
-fn is_local_only(file: &CachedFile) -> bool {
+/// Whether it was written here and no remote is known to have it.
+pub fn is_local_only(file: &CachedFile) -> bool {
     let written_here = matches!(&file.origin, Origin::Known { source, .. } if source == UPLOAD);
     file.origin == Origin::Pending || written_here && file.version.etag.is_local()
 }

@@ -103,6 +103,11 @@ impl Uploads {
         Ok(NewFile::in_cache(key, spool, check_archive))
     }
 
+    /// Whether an artifact that is there already may be replaced.
+    pub fn may_overwrite(&self) -> bool {
+        self.options.allow_overwrite
+    }
+
     /// Whether what is written could go anywhere, as far as is known.
     pub fn is_writable(&self) -> bool {
         !self.options.read_only && !self.goes_nowhere()

@@ -5,11 +5,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use crate::answer::blocking;
-use crate::cache::{CacheDir, Claim, PendingUpload};
+use crate::cache::{CacheDir, CachedFile, Claim, Origin, PendingUpload};
 use crate::config::Upload;
 use crate::error::{Error, Kind, Result};
 use crate::object::Key;
 use crate::store::{Existing, Payload, Put};
+use crate::upload::local::is_local_only;
 use crate::upload::new_file::{NewFile, Whole};
 use crate::upload::send::{Sent, is_final};
 use crate::upload::{Target, Uploads, internal};
@@ -22,6 +23,9 @@ pub enum Published {
     /// One was there already, which stays.
     Kept,
 }
+
+/// An artifact that is here, with its key's claim, and what is to be uploaded of it.
+type Placed = (Claim, Option<PendingUpload>);
 
 impl Uploads {
     /// Makes `file` the artifact `key`: checked, published here, and uploaded as the settings say. The first writer wins: an
@@ -51,34 +55,35 @@ impl Uploads {
         self.check_writable(key)?;
         let (sealed, own_key) = (file.clone(), key.clone());
         let whole = blocking(move || sealed.seal(&own_key)).await??;
-        let outcome = match &self.cache {
+        let done_here = match &self.cache {
             Some(cache) if file.spool().is_some() && may_hold(cache, key).await? => {
                 let entry = (mode != Upload::Never).then(|| self.entry(key, &whole, &remote));
                 self.place(cache, &file, key, whole, entry).await
             }
             _ => return self.publish_there(&file, key, whole, mode).await.inspect_err(|_| file.unseal()),
         };
-        let outcome = outcome.inspect_err(|_| file.unseal())?;
+        let (to_send, outcome) = done_here.inspect_err(|_| file.unseal())?;
         placed();
-        match outcome {
-            None => Ok(Published::Kept),
+        match to_send {
+            None => {}
             Some((claim, Some(entry))) if mode == Upload::Through => {
                 // In a task of its own: it ends well, whatever becomes of who waits for it.
                 let uploads = self.clone();
                 let sent = self.runtime.spawn(async move { uploads.send_now(claim, entry).await });
-                sent.await.map_err(|e| internal(key, &format!("an upload failed: {e}")))?
+                let sent = sent.await.map_err(|e| internal(key, &format!("an upload failed: {e}")))??;
+                return Ok(if outcome == Published::Kept { outcome } else { sent });
             }
             Some((claim, entry)) => {
                 blocking(move || drop(claim)).await?;
                 if entry.is_some() {
                     self.enqueue(key);
                 }
-                Ok(Published::Stored)
             }
         }
+        Ok(outcome)
     }
 
-    /// Publishes it here. None when there is one already, which stays.
+    /// Publishes it here, unless there is one already. What is to be uploaded of it, if anything is.
     async fn place(
         &self,
         cache: &Arc<CacheDir>,
@@ -86,12 +91,15 @@ impl Uploads {
         key: &Key,
         whole: Whole,
         entry: Option<PendingUpload>,
-    ) -> Result<Option<(Claim, Option<PendingUpload>)>> {
+    ) -> Result<(Option<Placed>, Published)> {
         let overwrite = self.options.allow_overwrite;
         let is_wanted = move |cache: &CacheDir, key: &Key| overwrite || cache.lookup(key).is_none();
         let Some(mut claim) = self.claim_if(cache, key, is_wanted).await? else {
             log::warn!("{key}: there is such an artifact already; it stays");
-            return Ok(None);
+            return match entry {
+                Some(entry) => self.journal_first(cache, key, whole, entry).await,
+                None => Ok((None, Published::Kept)),
+            };
         };
         let file = file.clone();
         let placed = blocking(move || {
@@ -99,10 +107,47 @@ impl Uploads {
             spool.publish(&mut claim, whole.size, &whole.checksum, entry.as_ref())?;
             std::io::Result::Ok((claim, entry))
         });
-        placed
-            .await?
-            .map(Some)
-            .map_err(|e| Error::local(format!("{key}: can't be kept in the local cache"), &e))
+        let placed = placed.await?.map_err(|e| not_kept(key, &e))?;
+        Ok((Some(placed), Published::Stored))
+    }
+
+    /// Enters the artifact that is here already in the journal if no remote is known to have it: it was saved when nothing
+    /// was uploaded, or by someone else, of the same bytes.
+    async fn journal_first(
+        &self,
+        cache: &Arc<CacheDir>,
+        key: &Key,
+        whole: Whole,
+        entry: PendingUpload,
+    ) -> Result<(Option<Placed>, Published)> {
+        let is_only_here = |cache: &CacheDir, key: &Key| {
+            let found = cache.lookup(key);
+            found.is_some_and(|file| file.origin == Origin::Adopted || is_saved(&file))
+        };
+        let Some(mut claim) = self.claim_if(cache, key, is_only_here).await? else {
+            return Ok((None, Published::Kept));
+        };
+        let cache = cache.clone();
+        let entered = blocking(move || {
+            let saved = cache.lookup(claim.key()).filter(is_saved);
+            let first = match saved.and_then(|file| Some((file.version.size, file.checksum?))) {
+                Some((size, checksum)) => PendingUpload { size, checksum, ..entry.clone() },
+                None if cache.take_over(&claim, whole.size, &whole.checksum)? => entry.clone(),
+                None => {
+                    let key = claim.key();
+                    log::warn!(
+                        "{key}: someone else has put a file of that name there, with other bytes; it stays and isn't \
+                         uploaded; remove it to save another"
+                    );
+                    return Ok((None, Published::Kept));
+                }
+            };
+            claim.write(&first)?;
+            let same = first.checksum == entry.checksum;
+            let outcome = if same { Published::Stored } else { Published::Kept };
+            std::io::Result::Ok((Some((claim, Some(first))), outcome))
+        });
+        entered.await?.map_err(|e| not_kept(key, &e))
     }
 
     fn entry(&self, key: &Key, whole: &Whole, remote: &str) -> PendingUpload {
@@ -158,6 +203,15 @@ impl Uploads {
             }
         }
     }
+}
+
+/// Whether it was written here, and is neither in a remote nor on its way there.
+fn is_saved(file: &CachedFile) -> bool {
+    is_local_only(file) && file.origin != Origin::Pending
+}
+
+fn not_kept(key: &Key, error: &std::io::Error) -> Error {
+    Error::local(format!("{key}: can't be kept in the local cache"), error)
 }
 
 async fn may_hold(cache: &Arc<CacheDir>, key: &Key) -> Result<bool> {

@@ -190,7 +190,8 @@ impl Uploads {
             if let Ok(key) = Key::new(&entry.name)
                 && (refused_too || !entry.refused)
             {
-                self.jobs.add(&key, Job { due: Instant::now(), failures: 0, sent: None });
+                // Failed before, most likely: said then.
+                self.jobs.add(&key, Job { due: Instant::now(), failures: 1, sent: None });
             }
         }
     }

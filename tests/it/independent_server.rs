@@ -128,3 +128,32 @@ fn an_object_replaced_during_its_download_is_never_mixed() {
     let kept = fs::read(place.cache().join("noir-2.tar.gz")).unwrap();
     assert!(kept == old || kept == new, "mixed");
 }
+
+#[test]
+fn what_is_put_is_there_whole_and_the_first_one_stays() {
+    let server = seaweed();
+    let place = Place::new(&server.url());
+    let put = |place: &Place, name: &str, body: &[u8]| {
+        let path = place.dir.path().join("made");
+        fs::write(&path, body).unwrap();
+        let output = place.command(&["put", name]).arg(path).args(&place.args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let get = |name: &str| {
+        let other = Place::new(&server.url());
+        other.command(&["get", name]).args(&other.args).output().unwrap().stdout
+    };
+    for size in [0, 1, 700_001, 40 << 20] {
+        let (name, body) = (format!("size-{size}.bin"), random_bytes(size as u64, size));
+        put(&place, &name, &body);
+        assert_same(&name, &get(&name), &body);
+        let other = Place::new(&server.url());
+        assert!(put(&other, &name, b"second").contains("already exists"), "{name}");
+        assert_same("the first stays", &get(&name), &body);
+        assert!(!other.cache().join(&name).exists(), "{name}");
+        // The same bytes again are the remote's version.
+        put(&other, &name, &body);
+        assert_same("kept", &fs::read(other.cache().join(&name)).unwrap(), &body);
+    }
+}

@@ -29,7 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("listing", &["answer", "cache", "coherence", "error", "object", "single_flight", "store"]),
     ("lookup", &["answer", "coherence", "error", "listing", "object", "single_flight", "store"]),
     ("process", &["error"]),
-    ("spooled", &["answer", "error", "object", "process", "upload"]),
+    ("spooled", &["answer", "error", "listing", "lookup", "object", "process", "upload"]),
     ("nodes", &["coherence", "object", "spooled"]),
     ("handles", &["answer", "download", "error", "fetch", "listing", "object"]),
     (

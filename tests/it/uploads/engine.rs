@@ -1,91 +1,17 @@
 //! Files written and published, without a kernel.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aztec_cache::cache::CacheDir;
-use aztec_cache::config::{Free, Remote, S3Options, SpaceLimits, Upload, WriteOptions};
+use aztec_cache::cache::Verdict;
+use aztec_cache::config::WriteOptions;
 use aztec_cache::error::Kind;
-use aztec_cache::object::Key;
-use aztec_cache::store::{self, ObjectStore};
-use aztec_cache::upload::{NewFile, Published, Uploads};
+use aztec_cache::upload::{Published, Uploads};
 use aztec_cache_test_support::artifacts::random_bytes;
-use tempfile::TempDir;
 use tokio::runtime::Handle;
 
-use crate::common::{assert_same, names_in};
-
-const NEVER: WriteOptions = WriteOptions {
-    read_only: false,
-    upload: Some(Upload::Never),
-    allow_overwrite: false,
-    allow_delete: false,
-    unchecked_archives: false,
-};
-
-/// A cache directory, a directory as its remote, and what writes to them.
-struct Engine {
-    dir: TempDir,
-    cache: Arc<CacheDir>,
-    uploads: Arc<Uploads>,
-}
-
-impl Engine {
-    fn new(options: WriteOptions) -> Engine {
-        Engine::limited(options, None)
-    }
-
-    fn limited(options: WriteOptions, max_cache_size: Option<u64>) -> Engine {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("remote")).unwrap();
-        let store = directory(&dir.path().join("remote"));
-        let limits = SpaceLimits { max_cache_size, min_free: Free::Bytes(0) };
-        let cache = CacheDir::open(&dir.path().join("cache"), Path::new("/elsewhere"), limits).unwrap();
-        let cache = Arc::new(cache);
-        let uploads = Uploads::new(store, Some(cache.clone()), options, Handle::current());
-        Engine { dir, cache, uploads }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join("cache").join(name)
-    }
-
-    fn spooled(&self) -> Vec<String> {
-        names_in(&self.path(".aztec-cache/spool"))
-    }
-
-    fn journal(&self) -> Vec<String> {
-        names_in(&self.path(".aztec-cache/journal"))
-    }
-
-    fn write(&self, name: &str, body: &[u8]) -> Arc<NewFile> {
-        let file = self.uploads.create(&key(name)).unwrap();
-        for (n, chunk) in body.chunks(128 << 10).enumerate() {
-            file.write_at(chunk, n as u64 * (128 << 10)).unwrap();
-        }
-        Arc::new(file)
-    }
-
-    async fn publish(&self, name: &str, body: &[u8]) -> aztec_cache::error::Result<Published> {
-        self.uploads.publish(self.write(name, body), &key(name)).await
-    }
-}
-
-fn directory(path: &Path) -> Arc<dyn ObjectStore> {
-    store::open(&[Remote::File(path.to_owned())], &S3Options::default()).unwrap()
-}
-
-fn key(name: &str) -> Key {
-    Key::new(name).unwrap()
-}
-
-fn gzip(body: &[u8]) -> Vec<u8> {
-    use std::io::Write;
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(body).unwrap();
-    encoder.finish().unwrap()
-}
+use super::{Engine, NEVER, THROUGH, directory, gzip, key, s3, server};
+use crate::common::{Tmpfs, assert_same, needs_root};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_appears_whole_under_its_name() {
@@ -128,9 +54,8 @@ async fn the_order_of_writes_doesn_t_matter() {
     engine.uploads.publish(cut, &key("cut.bin")).await.unwrap();
     for name in ["backwards.bin", "twice.bin", "patched.bin", "cut.bin"] {
         assert_same(name, &fs::read(engine.path(name)).unwrap(), &body);
-        engine.cache.verify(&key(name), &mut |_| {}).unwrap();
         let verdict = engine.cache.verify(&key(name), &mut |_| {}).unwrap();
-        assert_eq!(verdict, aztec_cache::cache::Verdict::Right, "{name}: its recorded checksum");
+        assert_eq!(verdict, Verdict::Right, "{name}: its recorded checksum");
     }
 }
 
@@ -258,4 +183,44 @@ async fn what_is_only_here_can_be_renamed_and_removed() {
     fs::write(engine.path("script.bin"), "a script's").unwrap();
     engine.uploads.remove(&key("script.bin")).await.unwrap();
     assert!(!engine.path("script.bin").exists(), "no remote has it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_saved_before_uploads_were_allowed_is_uploaded_by_the_next_writer() {
+    let server = server();
+    let engine = Engine::over(s3(&server), NEVER, None);
+    engine.publish("a.bin", b"first").await.unwrap();
+    engine.publish("b.bin", b"first").await.unwrap();
+    fs::write(engine.path("script.bin"), "a script's").unwrap();
+    fs::write(engine.path("other.bin"), "a script's").unwrap();
+    assert_eq!(server.keys(), Vec::<String>::new());
+    let engine = engine.with(s3(&server), THROUGH);
+    assert_eq!(engine.publish("a.bin", b"first").await.unwrap(), Published::Stored);
+    assert_eq!(engine.publish("b.bin", b"second").await.unwrap(), Published::Kept);
+    assert_eq!(engine.publish("script.bin", b"a script's").await.unwrap(), Published::Stored);
+    assert_eq!(engine.publish("other.bin", b"second").await.unwrap(), Published::Kept);
+    for (name, body) in
+        [("a.bin", Some("first")), ("b.bin", Some("first")), ("script.bin", Some("a script's"))]
+    {
+        assert_eq!(server.object(&crate::common::key(name)).as_deref(), body.map(str::as_bytes), "{name}");
+        assert!(!engine.uploads.is_local_only(&key(name)), "{name}");
+    }
+    assert_eq!(server.object(&crate::common::key("other.bin")), None, "of whose bytes nothing is known");
+    assert_eq!(fs::read(engine.path("other.bin")).unwrap(), b"a script's");
+    assert_eq!(engine.journal(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full_is_no_space_and_publishes_nothing() {
+    needs_root!("a small disk");
+    let dir = tempfile::tempdir().unwrap();
+    let _disk = Tmpfs::at(dir.path(), "size=8m");
+    let engine = Engine::at(dir, directory(&std::env::temp_dir()), NEVER, None);
+    let file = engine.write("a.bin", &random_bytes(1, 4_000_000));
+    let error = (0..8).find_map(|n| file.write_at(&[1; 1_000_000], 4_000_000 + n * 1_000_000).err()).unwrap();
+    assert_eq!(error.kind(), Kind::NoSpace);
+    assert!(error.to_string().contains("a.bin"), "{error}");
+    assert_eq!(engine.uploads.publish(file, &key("a.bin")).await.unwrap_err().kind(), Kind::NoSpace);
+    assert!(!engine.path("a.bin").exists());
+    assert_eq!(engine.publish("b.bin", &random_bytes(2, 6_000_000)).await.unwrap(), Published::Stored);
 }

@@ -143,6 +143,11 @@ fn a_remote_that_may_only_be_read_and_a_cache_that_is_written() {
     succeeded(&bash(&place, &mount, &format!("cp $M/there.bin $M/{NAME} && cmp $M/there.bin $M/{NAME}")));
     assert_eq!(mount.list("").unwrap(), [NAME, "there.bin"]);
     assert_same("here", &fs::read(place.cache().join(NAME)).unwrap(), b"theirs");
+    // What the remote has isn't hidden by what is written here.
+    server.put(&key("first.bin"), &b"the first"[..]);
+    wait_for("it to be found", || mount.file("first.bin").exists());
+    succeeded(&bash(&place, &mount, "echo mine > $M/first.bin; echo mine > $M/.x && mv $M/.x $M/first.bin"));
+    assert_same("the remote's", &mount.read("first.bin").unwrap(), b"the first");
     assert_eq!(server.counts().put, 0);
     assert_eq!(journal(&place), Vec::<String>::new());
 }
