@@ -2,6 +2,7 @@
 
 mod completion;
 mod failing;
+mod fsx;
 mod modes;
 mod programs;
 mod rules;
