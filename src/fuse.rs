@@ -112,8 +112,8 @@ fn file_attr(attributes: &Attributes) -> FileAttr {
         uid,
         gid,
         rdev: 0,
-        // What `cp` and `tar` read at a time.
-        blksize: 128 << 10,
+        // What `cp` reads and writes at a time.
+        blksize: MAX_WRITE,
         flags: 0,
     }
 }
@@ -132,6 +132,8 @@ impl fuser::Filesystem for Fuse {
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ATOMIC_O_TRUNC
+            // There are no set-user-id bits and capabilities to be taken off, so they needn't be asked for before each write.
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_PASSTHROUGH;
         // A kernel without one of them works, only slower.
         if let Err(missing) = config.add_capabilities(wanted) {

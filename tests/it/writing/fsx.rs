@@ -39,7 +39,9 @@ fn fsx() -> PathBuf {
     let program = root.join("bin/fsx");
     if !program.exists() {
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["install", "--quiet", "--locked", "--debug", "fsx", "--version", VERSION, "--root"]).arg(&root);
+        cargo
+            .args(["install", "--quiet", "--locked", "--debug", "fsx", "--version", VERSION, "--root"])
+            .arg(&root);
         let output = cargo.stdin(Stdio::null()).output().expect("cargo runs");
         assert!(output.status.success(), "cargo install fsx: {}", String::from_utf8_lossy(&output.stderr));
     }
