@@ -123,14 +123,14 @@ pub struct SetupPassthroughArgs {
 /// `aztec-cache unmount`
 #[derive(Args, Debug)]
 pub struct UnmountArgs {
-    /// The directory to unmount [default: $HOME/.aztec-cache/remote]
+    /// The directory to unmount [env: AZTEC_CACHE_MOUNTPOINT] [default: $HOME/.aztec-cache/remote]
     pub mountpoint: Option<PathBuf>,
 }
 
 /// `aztec-cache mount`
 #[derive(Args, Debug, Default)]
 pub struct MountArgs {
-    /// The directory to mount on, created when missing [default: $HOME/.aztec-cache/remote]
+    /// The directory to mount on, created when missing [env: AZTEC_CACHE_MOUNTPOINT] [default: $HOME/.aztec-cache/remote]
     pub mountpoint: Option<PathBuf>,
 
     /// Stay in front instead of becoming a daemon; log to stderr
