@@ -371,7 +371,7 @@ pub struct LogArgs {
     #[arg(short, action = ArgAction::Count)]
     pub verbose: u8,
 
-    /// Log errors only, and print no ready line
+    /// Log errors only; print no ready line, and say nothing of an artifact that 'get' doesn't find
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 

@@ -37,7 +37,7 @@ fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
-        Command::Get(args) => get::run(&args).map(|()| 0),
+        Command::Get(args) => get::run(&args),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
         Command::Prefetch(args) => prefetch::run(&args),
