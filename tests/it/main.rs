@@ -18,4 +18,5 @@ mod offline;
 mod passthrough;
 mod reading;
 mod remotes;
+mod scripts;
 mod trust;
