@@ -17,19 +17,11 @@ use crate::handles::OpenFile;
 /// What is read and written at a time, in bytes; so much is held back at the end.
 const CHUNK: u32 = 1 << 20;
 
-/// Writes the artifact to stdout or to a file; returns the exit code.
+/// Writes the artifact to stdout or to a file.
 ///
 /// # Errors
 /// It isn't there or can't be had whole; the last part has not been written then.
-pub fn run(args: &GetArgs) -> Result<u8> {
-    match write(args) {
-        // Scripts that try their luck look at the exit code.
-        Err(error) if error.kind() == Kind::NotFound && args.engine.log.quiet => Ok(error.exit_code()),
-        written => written.map(|()| 0),
-    }
-}
-
-fn write(args: &GetArgs) -> Result<()> {
+pub fn run(args: &GetArgs) -> Result<()> {
     let name = &args.name;
     let key = key(name)?;
     if is_disabled() {
