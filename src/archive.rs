@@ -31,13 +31,17 @@ impl fmt::Display for ArchiveError {
 
 impl std::error::Error for ArchiveError {}
 
-#[derive(Clone, Copy)]
-enum Format {
+/// What a file's name says that it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `.gz` or `.tgz`.
     Gzip,
+    /// `.zst` or `.tzst`.
     Zstd,
 }
 
-fn format(name: &str) -> Option<Format> {
+/// The format of files of this name; None for those that are not checked.
+pub fn format(name: &str) -> Option<Format> {
     let name = name.to_ascii_lowercase();
     match name.rsplit_once('.')?.1 {
         "gz" | "tgz" => Some(Format::Gzip),

@@ -66,6 +66,22 @@ impl Checksum {
         Checksum { algorithm: Crc64Nvme, value: crc.to_be_bytes().into(), parts: None }
     }
 
+    /// The checksum of all that `reader` gives.
+    pub fn of(algorithm: Algorithm, mut reader: impl Read) -> io::Result<Checksum> {
+        let (_, value) = hash(algorithm, &mut reader)?;
+        Ok(Checksum { algorithm, value, parts: None })
+    }
+
+    /// Its value in base64, as a header has it.
+    pub fn to_header(&self) -> String {
+        base64::encode(&self.value)
+    }
+
+    /// The same if it is of this kind and over all bytes.
+    pub fn header_if(&self, algorithm: Algorithm) -> Option<String> {
+        (self.algorithm == algorithm && self.parts.is_none()).then(|| self.to_header())
+    }
+
     /// Reads what a server sends for `algorithm`: base64, or base64 and `-N`. None when it is malformed.
     pub fn from_header(algorithm: Algorithm, text: &str) -> Option<Checksum> {
         let (text, parts) = match text.split_once('-') {

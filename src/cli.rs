@@ -32,6 +32,8 @@ pub enum Command {
     Unmount(UnmountArgs),
     /// Write an artifact to stdout or a file, through the local cache; needs no mount
     Get(Box<GetArgs>),
+    /// Save a file as an artifact, in the local cache and in the remote; needs no mount
+    Put(Box<PutArgs>),
     /// Exit with 0 when each artifact exists, locally or remotely, with 1 when one doesn't
     Exists(Box<ExistsArgs>),
     /// List artifacts
@@ -141,9 +143,32 @@ pub struct MountArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
 
+    /// Flags about what is written and where it goes.
+    #[command(flatten)]
+    pub write: WriteArgs,
+
     /// Flags about the mount itself.
     #[command(flatten)]
     pub fuse: FuseArgs,
+}
+
+/// `aztec-cache put`
+#[derive(Args, Debug)]
+pub struct PutArgs {
+    /// The artifact
+    pub name: String,
+
+    /// What becomes the artifact; '-' is stdin
+    #[arg(default_value = "-", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub file: PathBuf,
+
+    /// Flags about what is written and where it goes.
+    #[command(flatten)]
+    pub write: WriteArgs,
+
+    /// Flags about the remote and the local cache.
+    #[command(flatten)]
+    pub engine: EngineArgs,
 }
 
 /// `aztec-cache get`
@@ -315,13 +340,39 @@ pub struct CacheArgs {
     pub revalidate: Option<String>,
 }
 
+/// Flags about what is written and where it goes.
+#[derive(Args, Debug, Default)]
+#[command(next_help_heading = "Writing")]
+pub struct WriteArgs {
+    /// When a written file is done: once the remote has it, once it is durable here, to be uploaded afterwards, or once it
+    /// is here, never to be uploaded [env: AZTEC_CACHE_UPLOAD] [default: through when requests are signed, else never]
+    #[arg(long, value_name = "through|background|never")]
+    pub upload: Option<String>,
+
+    /// Replace artifacts that are there already; else the first writer wins [env: S3_FORCE_UPLOAD, if not empty]
+    #[arg(long)]
+    pub allow_overwrite: bool,
+
+    /// Take .gz, .tgz, .zst and .tzst files as they are; else those that aren't whole archives are refused
+    #[arg(long)]
+    pub no_check_archives: bool,
+}
+
 /// Flags about the mount itself, as mount(8) and FUSE users know them.
 #[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Mount")]
 pub struct FuseArgs {
     /// Mount read-only: every write gets EROFS [env: AZTEC_CACHE_READ_ONLY=1]
-    #[arg(long)]
+    #[arg(long, overrides_with = "read_write")]
     pub read_only: bool,
+
+    /// Let files be written, whatever the environment and the configuration file say [default]
+    #[arg(long, overrides_with = "read_only")]
+    pub read_write: bool,
+
+    /// Let rm remove artifacts from the remote, too; else those that a remote has can't be removed (EPERM)
+    #[arg(long)]
+    pub allow_delete: bool,
 
     /// How a file shows once it is complete in the local cache: as a file, or as a symbolic link to it there, which is as
     /// fast as the disk without any rights [env: AZTEC_CACHE_EXPOSE] [default: file]
@@ -353,7 +404,7 @@ pub struct FuseArgs {
     #[arg(long, value_name = "OCTAL")]
     pub umask: Option<String>,
 
-    /// Mount options as in mount(8): ro, allow_other, auto_unmount, default_permissions, uid=, gid=, umask=, dev, suid,
+    /// Mount options as in mount(8): ro, rw, allow_other, auto_unmount, default_permissions, uid=, gid=, umask=, dev, suid,
     /// exec, atime, sync and their opposites
     #[arg(short = 'o', value_name = "OPT[,OPT]", value_delimiter = ',')]
     pub options: Vec<String>,

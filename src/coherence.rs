@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::cache::{CacheDir, CachedFile, FileId, Origin, Verdict};
 use crate::error::Result;
-use crate::object::{ADOPTED, Key, ObjectVersion};
+use crate::object::{ADOPTED, Key, ObjectVersion, UPLOAD};
 
 /// The rules. Names carry content hashes, so a complete file of a known version is served without asking
 /// (`--revalidate never`); a file that someone else put there is compared with the remote once.
@@ -87,7 +87,7 @@ impl Coherence {
             return Local::Nothing;
         };
         match (&file.origin, self.revalidate) {
-            (Origin::Known { .. }, None) => Local::Serve(file),
+            (Origin::Pending, _) | (Origin::Known { .. }, None) => Local::Serve(file),
             (Origin::Known { confirmed, .. }, Some(age)) if confirmed.elapsed().is_ok_and(|e| e < age) => {
                 Local::Serve(file)
             }
@@ -132,7 +132,7 @@ impl Coherence {
     fn agree(&self, file: &CachedFile, remote: &ObjectVersion) -> bool {
         let (Some(cache), key) = (&self.cache, &remote.key) else { return false };
         match file.origin {
-            Origin::Known { .. } if file.version.is(remote) || is_adopted_as(file, remote) => {
+            Origin::Known { .. } if file.version.is(remote) || is_taken_for(file, remote) => {
                 cache.confirm(key);
                 true
             }
@@ -141,6 +141,7 @@ impl Coherence {
                 log::info!("{key}: the remote has a new version; it replaces the local one");
                 false
             }
+            Origin::Pending => true,
             Origin::Adopted | Origin::Touched => {
                 let difference = match (file.version.size, remote.size) {
                     (local, remote) if local == remote => "is not the remote's".to_owned(),
@@ -153,7 +154,7 @@ impl Coherence {
     }
 }
 
-/// Whether `file` has been taken for `remote` before: which remote it was compared with then isn't recorded.
-fn is_adopted_as(file: &CachedFile, remote: &ObjectVersion) -> bool {
-    &*file.version.source == ADOPTED && file.version.etag == remote.etag
+/// Whether `file` has been taken for `remote` before, or become it by being uploaded: which remote that was isn't recorded.
+fn is_taken_for(file: &CachedFile, remote: &ObjectVersion) -> bool {
+    [ADOPTED, UPLOAD].contains(&&*file.version.source) && file.version.etag == remote.etag
 }

@@ -1,4 +1,4 @@
-//! What reads artifacts without a mount, wired together: remotes, local cache, downloads. Short looks
+//! What reads and writes artifacts without a mount, wired together: remotes, local cache, downloads. Short looks
 //! at the disk are made on the thread that waits.
 
 use std::path::Path;
@@ -10,13 +10,14 @@ use tokio::runtime::{Builder, Runtime};
 use crate::answer::blocking;
 use crate::cache::CacheDir;
 use crate::coherence::{Coherence, Local, Served};
-use crate::config::{EngineConfig, SpaceLimits};
+use crate::config::{EngineConfig, SpaceLimits, WriteOptions};
 use crate::error::{Error, Kind, Result};
-use crate::fetch::{Fetcher, Source};
+use crate::fetch::{Fetcher, Source, State};
 use crate::handles::OpenFile;
 use crate::listing::{Entry, Listings};
 use crate::object::{DISABLED, InvalidKey, Key};
 use crate::store::{self, ObjectStore};
+use crate::upload::Uploads;
 
 /// How long tasks under way may take to clean up.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -147,6 +148,22 @@ impl Engine {
             Some(None) => Err(Error::new(Kind::NotFound, format!("{key}: no such object"))),
             _ => self.find(key).await.map(drop),
         }
+    }
+
+    /// What writes artifacts, as `options` say.
+    ///
+    /// # Errors
+    /// The end of the runtime.
+    pub fn uploads(&self, options: WriteOptions) -> Result<Arc<Uploads>> {
+        let Some(runtime) = &self.runtime else {
+            return Err(Error::new(Kind::Internal, "the runtime has ended"));
+        };
+        Ok(Uploads::new(self.store.clone(), self.cache.clone(), options, runtime.handle().clone()))
+    }
+
+    /// How much of what is served is here now.
+    pub fn state(&self, served: &Served) -> State {
+        self.fetcher.state(served.version())
     }
 
     /// Opens the artifact `key`. What isn't here yet is on its way then.

@@ -9,7 +9,7 @@ pub fn errno(kind: Kind) -> i32 {
         Kind::AccessDenied | Kind::ListDenied => libc::EACCES,
         Kind::Unreachable => libc::EHOSTUNREACH,
         Kind::TimedOut => libc::ETIMEDOUT,
-        Kind::Changed => libc::ESTALE,
+        Kind::Changed | Kind::LookAgain => libc::ESTALE,
         Kind::Remote | Kind::Damaged | Kind::Refused => libc::EIO,
         Kind::NoSpace => libc::ENOSPC,
         // A reader can do nothing about our disk but read again: EIO, with the cause in the log.
@@ -31,6 +31,7 @@ pub fn errno(kind: Kind) -> i32 {
 pub fn log_level(kind: Kind) -> log::Level {
     match kind {
         Kind::NotFound
+        | Kind::LookAgain
         | Kind::NameTooLong
         | Kind::IsDirectory
         | Kind::NotDirectory

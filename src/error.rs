@@ -21,6 +21,8 @@ pub enum Kind {
     Changed,
     /// The remote fails: 5xx or an answer that isn't S3's.
     Remote,
+    /// The name stands for something else by now: the kernel is to look it up again, which nobody notices.
+    LookAgain,
     /// A body that isn't what its headers promised.
     Damaged,
     /// The local disk is full.
@@ -105,6 +107,7 @@ impl Error {
             Kind::Unreachable
             | Kind::TimedOut
             | Kind::Changed
+            | Kind::LookAgain
             | Kind::Remote
             | Kind::Damaged
             | Kind::Refused => 3,

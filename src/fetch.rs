@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use crate::cache::{CacheDir, FileId};
+use crate::cache::{CacheDir, FileId, Origin};
 use crate::download::{Doubts, Download, Reader, Resources};
 use crate::object::{Key, ObjectVersion, VersionId};
 use crate::store::ObjectStore;
@@ -45,6 +45,20 @@ pub enum State {
     Partial,
     /// A complete local file.
     Cached,
+    /// A complete local file that was written here and is still to be uploaded.
+    Pending,
+}
+
+impl State {
+    /// Its name, in `user.aztec_cache.state` and elsewhere.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Remote => "remote",
+            State::Partial => "partial",
+            State::Cached => "cached",
+            State::Pending => "pending-upload",
+        }
+    }
 }
 
 impl Fetcher {
@@ -119,8 +133,8 @@ impl Fetcher {
     /// How much of `version` is here now.
     pub fn state(&self, version: &ObjectVersion) -> State {
         let local = self.cache().and_then(|cache| cache.lookup(&version.key));
-        if local.is_some_and(|local| local.version.is(version)) {
-            return State::Cached;
+        if let Some(local) = local.filter(|local| local.version.is(version)) {
+            return if local.origin == Origin::Pending { State::Pending } else { State::Cached };
         }
         let id = version.id();
         if self.downloads().contains_key(&id) { State::Partial } else { State::Remote }

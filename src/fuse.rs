@@ -6,12 +6,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 use tokio::time::timeout;
@@ -19,7 +20,7 @@ use tokio::time::timeout;
 use crate::answer::Answer;
 use crate::errno::{errno, log_level};
 use crate::error::{Error, Kind, Result};
-use crate::filesystem::{Attributes, FileKind, Filesystem, Opened};
+use crate::filesystem::{Access, Attributes, Change, FileKind, Filesystem, Opened};
 use crate::passthrough::Passthrough;
 use crate::streams::Streams;
 
@@ -29,6 +30,10 @@ const LOOKUP_DEADLINE: Duration = Duration::from_secs(45);
 const LIST_DEADLINE: Duration = Duration::from_secs(120);
 /// A read waits for its turn on a slow link; one that stalls is ended by the download, much earlier.
 const READ_DEADLINE: Duration = Duration::from_secs(300);
+/// A close, or what else waits for an upload, lasts as long as that gets on, or is tried again. This is only a backstop.
+const UPLOAD_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+/// Bytes that come with one write. Each thread's buffer grows to that.
+const MAX_WRITE: u32 = 512 << 10;
 /// Requests the kernel may have under way for readahead. Its default of 12 stops readers of other files too
 /// while that many cold reads wait.
 const MAX_BACKGROUND: u16 = 512;
@@ -126,6 +131,7 @@ impl fuser::Filesystem for Fuse {
         let wanted = InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
             | InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_PASSTHROUGH;
         // A kernel without one of them works, only slower.
         if let Err(missing) = config.add_capabilities(wanted) {
@@ -133,12 +139,13 @@ impl fuser::Filesystem for Fuse {
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_stack_depth(self.backing_depth);
+        let _ = config.set_max_write(MAX_WRITE);
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         shielded("lookup", || {
-            let answer = self.filesystem.lookup(parent.0, name);
+            let answer = self.filesystem.lookup(parent.0, name, request.pid());
             self.answer("lookup", LOOKUP_DEADLINE, answer, |result| match result {
                 Ok(attributes) => reply.entry(&attributes.ttl, &file_attr(&attributes), Generation(0)),
                 Err(errno) => reply.error(errno),
@@ -164,18 +171,23 @@ impl fuser::Filesystem for Fuse {
         });
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        shielded("open", || match self.filesystem.open(ino.0) {
-            Ok(Opened { handle, backing, keep }) => {
-                if backing.is_none() {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        shielded("open", || match self.filesystem.open(ino.0, access(flags), request.pid()) {
+            Ok(Opened { handle, backing, keep, written }) => {
+                if backing.is_none() && !written {
                     self.streams.open(ino.0);
                 }
                 let register = |file: Arc<File>| self.passthrough.open(ino.0, || reply.open_backing(&*file));
+                // Nobody need hear of the close of a file that was only read.
+                let mut flags = FopenFlags::empty();
+                flags.set(FopenFlags::FOPEN_NOFLUSH, !written);
                 match backing.and_then(register) {
-                    Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), &id),
-                    // An inode number is one version of an object: the kernel's pages of it stay right.
-                    None if keep => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE),
-                    None => reply.opened(FileHandle(handle), FopenFlags::empty()),
+                    Some(id) => reply.opened_passthrough(FileHandle(handle), flags, &id),
+                    None => {
+                        // An inode number is one version of an object: the kernel's pages of it stay right.
+                        flags.set(FopenFlags::FOPEN_KEEP_CACHE, keep);
+                        reply.opened(FileHandle(handle), flags);
+                    }
                 }
             }
             Err(error) => reply.error(to_errno("open", &error)),
@@ -202,9 +214,125 @@ impl fuser::Filesystem for Fuse {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        // There is nothing to flush; told so once, the kernel doesn't ask again.
-        reply.error(Errno::ENOSYS);
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _: u32,
+        _: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let exclusive = flags & libc::O_EXCL != 0;
+        shielded("create", || match self.filesystem.create(parent.0, name, exclusive, request.pid()) {
+            Ok((attributes, handle)) => {
+                let (ttl, attr) = (attributes.ttl, file_attr(&attributes));
+                reply.created(&ttl, &attr, Generation(0), FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(error) => reply.error(to_errno("create", &error)),
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        shielded("write", || match self.filesystem.write(fh.0, offset, data) {
+            Ok(()) => reply.written(data.len() as u32),
+            Err(error) => reply.error(to_errno("write", &error)),
+        });
+    }
+
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        shielded("flush", || {
+            let answer = self.filesystem.flush(ino.0, fh.0, request.pid());
+            self.answer("flush", UPLOAD_DEADLINE, answer, |result| empty(result, reply));
+        });
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        shielded("fsync", || {
+            let answer = self.filesystem.sync(fh.0);
+            self.answer("fsync", UPLOAD_DEADLINE, answer, |result| empty(result, reply));
+        });
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: Option<u32>,
+        _: Option<u32>,
+        _: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        modified: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let modified = modified.map(|time| match time {
+            TimeOrNow::SpecificTime(time) => time,
+            TimeOrNow::Now => SystemTime::now(),
+        });
+        shielded("setattr", || match self.filesystem.change(ino.0, Change { size, modified }) {
+            Ok(attributes) => reply.attr(&attributes.ttl, &file_attr(&attributes)),
+            Err(error) => reply.error(to_errno("setattr", &error)),
+        });
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        shielded("unlink", || {
+            let answer = self.filesystem.unlink(parent.0, name, request.pid());
+            self.answer("unlink", LOOKUP_DEADLINE, answer, |result| empty(result, reply));
+        });
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        // That nothing is replaced is what the kernel looks after. It has no way to swap two, and nor have we.
+        if !(flags - RenameFlags::RENAME_NOREPLACE).is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        shielded("rename", || {
+            let answer = self.filesystem.rename(parent.0, name, new_parent.0, new_name, request.pid());
+            self.answer("rename", UPLOAD_DEADLINE, answer, |result| empty(result, reply));
+        });
+    }
+
+    fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        shielded("mkdir", || match self.filesystem.make_dir(parent.0, name) {
+            Ok(attributes) => reply.entry(&attributes.ttl, &file_attr(&attributes), Generation(0)),
+            Err(error) => reply.error(to_errno("mkdir", &error)),
+        });
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        shielded("rmdir", || {
+            let answer = self.filesystem.remove_dir(parent.0, name);
+            self.answer("rmdir", LIST_DEADLINE, answer, |result| empty(result, reply));
+        });
     }
 
     fn release(
@@ -326,7 +454,6 @@ impl fuser::Filesystem for Fuse {
 
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         shielded("access", || match self.filesystem.attributes(ino.0) {
-            Ok(_) if mask.contains(AccessFlags::W_OK) => reply.error(to_errno("access", &read_only())),
             Ok(attributes) if mask.contains(AccessFlags::X_OK) && attributes.kind == FileKind::Regular => {
                 reply.error(Errno::EACCES)
             }
@@ -336,8 +463,20 @@ impl fuser::Filesystem for Fuse {
     }
 }
 
-fn read_only() -> Error {
-    Error::new(Kind::ReadOnly, "the mount is read-only")
+/// What a file is opened for.
+fn access(flags: OpenFlags) -> Access {
+    let truncate = flags.0 & libc::O_TRUNC != 0;
+    match flags.acc_mode() {
+        OpenAccMode::O_RDONLY if !truncate => Access::Read,
+        _ => Access::Write { truncate },
+    }
+}
+
+fn empty(result: Result<(), Errno>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
 }
 
 /// The two-step protocol of getxattr(2) and listxattr(2): size 0 asks for the size.

@@ -46,9 +46,9 @@ impl<T> Handles<T> {
             .ok_or_else(|| Error::new(Kind::Invalid, format!("no open handle {number}")))
     }
 
-    /// Closes `number`.
-    pub fn remove(&self, number: u64) {
-        self.open.write().unwrap_or_else(|e| e.into_inner()).remove(&number);
+    /// Closes `number`; what it stood for.
+    pub fn remove(&self, number: u64) -> Option<Arc<T>> {
+        self.open.write().unwrap_or_else(|e| e.into_inner()).remove(&number)
     }
 }
 

@@ -21,10 +21,6 @@ const ANSWER_TTL: Duration = Duration::from_secs(1);
 /// Answers remembered at a time.
 const ANSWERS: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
-/// How the names of artifacts end. No directory is called so, unless a listing showed it.
-const ARTIFACTS: [&str; 12] =
-    [".gz", ".tgz", ".zst", ".tzst", ".xz", ".txz", ".bz2", ".tbz2", ".lz4", ".tar", ".zip", ".flag"];
-
 /// What the remote has under a name.
 #[derive(Clone, Debug)]
 enum Found {
@@ -198,6 +194,6 @@ async fn ask_remote(store: &dyn ObjectStore, listings: &Listings, key: &Key) -> 
 }
 
 fn may_be_dir(listings: &Listings, key: &Key) -> bool {
-    let is_artifact = ARTIFACTS.iter().any(|suffix| key.name().ends_with(suffix));
-    !is_artifact || listings.was_dir(key.dir(), key.name())
+    // No directory is called like an artifact, unless a listing showed it.
+    !key.is_artifact() || listings.was_dir(key.dir(), key.name())
 }

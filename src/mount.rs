@@ -1,5 +1,6 @@
 //! Wires a file system together, mounts it, and serves it until it is unmounted or told to end.
 
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -24,6 +25,7 @@ use crate::passthrough::Passthrough;
 use crate::privilege;
 use crate::store::{self, ObjectStore};
 use crate::streams::Streams;
+use crate::upload::Uploads;
 use crate::verify::scrub;
 
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
@@ -31,6 +33,8 @@ const PROBE_WAIT: Duration = Duration::from_secs(1);
 const READAHEAD_KIB: u32 = 512;
 /// How long open files stay readable after a signal.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long uploads may take once it is unmounted. What is left then is in the journal, for the next mount.
+const DRAIN: Duration = Duration::from_secs(30);
 /// How long tasks under way may take to clean up.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -55,9 +59,11 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         }
         runtime.spawn_blocking(move || cache.sweep());
     }
+    let uploads = Uploads::new(store.clone(), cache.clone(), config.write, runtime.handle().clone());
     let filesystem = Filesystem::new(
         store.clone(),
         cache.clone(),
+        uploads.clone(),
         config.engine.revalidate,
         config.expose,
         &config.mount,
@@ -93,7 +99,11 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         let _ = mount.unmount();
         return Err(Error::new(Kind::Mount, format!("{}: the mount doesn't answer: {e}", path.display())));
     }
-    raise_readahead(&path);
+    if let Ok(meta) = std::fs::metadata(&path) {
+        filesystem.set_device(device_number(&meta));
+        raise_readahead(device_number(&meta));
+    }
+    uploads.resume();
     runtime.block_on(report_probe(probe));
     ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));
     let result = runtime.block_on(until_unmounted(&mount, ended, &mut signals));
@@ -102,6 +112,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         // device number may be another mount's by now.
         let _ = mount.unmount();
     }
+    runtime.block_on(finish_uploads(&uploads, &mut signals));
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }
@@ -134,7 +145,7 @@ fn session_config(config: &Config, url: &str) -> fuser::Config {
     let options = &config.mount;
     let mut session = fuser::Config::default();
     session.mount_options = vec![
-        MountOption::RO,
+        if config.write.read_only { MountOption::RO } else { MountOption::RW },
         // Modes that are shown are modes that hold.
         MountOption::DefaultPermissions,
         // A comma would end the option.
@@ -203,11 +214,15 @@ fn serve(session: Session<Fuse>) -> Result<oneshot::Receiver<io::Result<()>>> {
     Ok(ended)
 }
 
+/// The number of the file system that a file is on, major and minor.
+fn device_number(meta: &Metadata) -> (u32, u32) {
+    let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+    (number(nix::sys::stat::major(meta.dev())), number(nix::sys::stat::minor(meta.dev())))
+}
+
 /// Lets the kernel read further ahead than its default of 128 KiB, where we have the right to: fewer, larger requests for
 /// files that are not read past us.
-fn raise_readahead(path: &Path) {
-    let Ok(meta) = std::fs::metadata(path) else { return };
-    let (major, minor) = (nix::sys::stat::major(meta.dev()), nix::sys::stat::minor(meta.dev()));
+fn raise_readahead((major, minor): (u32, u32)) {
     let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(e) = std::fs::write(&setting, READAHEAD_KIB.to_string()) {
         log::debug!("{setting}: {e}: readahead stays as it is");
@@ -242,9 +257,10 @@ fn ready_line(
         Some(cache) => format!("local cache {} (not writable)", cache.path().display()),
         None => "no local cache".to_owned(),
     };
+    let access = if config.write.read_only { "read-only" } else { "read-write" };
     let passthrough = if passthrough { "passthrough" } else { "no passthrough" };
     let in_front = if config.foreground { ", in the foreground" } else { "" };
-    format!("{url} mounted at {}: {cache}, read-only, {passthrough}{in_front}", path.display())
+    format!("{url} mounted at {}: {cache}, {access}, {passthrough}{in_front}", path.display())
 }
 
 /// SIGTERM, SIGINT and SIGHUP, which all mean: unmount.
@@ -295,6 +311,18 @@ async fn until_unmounted(
             Ok(())
         }
         () = signals.next() => Ok(()),
+    }
+}
+
+/// Lets uploads under way come to their end, or until told again to end.
+async fn finish_uploads(uploads: &Arc<Uploads>, signals: &mut Signals) {
+    tokio::select! {
+        () = uploads.drain(DRAIN) => {}
+        () = signals.next() => {}
+    }
+    match uploads.pending().len() {
+        0 => {}
+        left => log::warn!("{left} uploads are left to the next mount"),
     }
 }
 

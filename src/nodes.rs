@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::coherence::Served;
 use crate::object::ObjectVersion;
+use crate::spooled::SpooledFile;
 
 /// The root directory's inode number (`FUSE_ROOT_ID` in the kernel's `include/uapi/linux/fuse.h`).
 pub const ROOT: u64 = 1;
@@ -18,13 +19,24 @@ pub enum Node {
     /// One version of an object. Another version gets another number, so that pages the kernel keeps are never another
     /// version's.
     File(Served),
+    /// A file that is being written and has no version yet.
+    Spooled(Arc<SpooledFile>),
+}
+
+/// What a node is found by when it is looked up again. What is being written under a name has nothing to do with what
+/// others see there.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Name {
+    Path(Arc<str>),
+    Spooled(u64),
 }
 
 impl Node {
-    fn path(&self) -> Arc<str> {
+    fn name(&self) -> Name {
         match self {
-            Node::Dir(path) => path.clone(),
-            Node::File(served) => served.version().key.shared(),
+            Node::Dir(path) => Name::Path(path.clone()),
+            Node::File(served) => Name::Path(served.version().key.shared()),
+            Node::Spooled(file) => Name::Spooled(file.id()),
         }
     }
 
@@ -49,7 +61,7 @@ pub struct Nodes {
 #[derive(Debug)]
 struct Table {
     by_number: HashMap<u64, Known>,
-    by_path: HashMap<Arc<str>, u64>,
+    by_name: HashMap<Name, u64>,
     next: u64,
 }
 
@@ -63,10 +75,10 @@ struct Known {
 
 impl Default for Nodes {
     fn default() -> Nodes {
-        let (by_number, by_path) = (HashMap::new(), HashMap::new());
+        let (by_number, by_name) = (HashMap::new(), HashMap::new());
         Nodes {
             separate: AtomicBool::new(false),
-            table: Mutex::new(Table { by_number, by_path, next: ROOT + 1 }),
+            table: Mutex::new(Table { by_number, by_name, next: ROOT + 1 }),
         }
     }
 }
@@ -83,8 +95,8 @@ impl Nodes {
     pub fn look_up(&self, node: Node) -> u64 {
         let separate = self.separate.load(Ordering::Relaxed);
         let mut table = self.table();
-        let path = node.path();
-        if let Some(number) = table.by_path.get(&path).copied()
+        let name = node.name();
+        if let Some(number) = table.by_name.get(&name).copied()
             && let Some(known) = table.by_number.get_mut(&number)
             && (known.node == node || !separate && known.node.has_pages_of(&node))
         {
@@ -94,7 +106,7 @@ impl Nodes {
         }
         let number = table.next;
         table.next += 1;
-        table.by_path.insert(path, number);
+        table.by_name.insert(name, number);
         table.by_number.insert(number, Known { node, lookups: 1, outdated: false });
         number
     }
@@ -110,12 +122,13 @@ impl Nodes {
     /// Notes that the remote no longer holds `version`: its path gets another number at the next lookup.
     pub fn outdate(&self, version: &ObjectVersion) {
         let mut table = self.table();
-        let Some(number) = table.by_path.get(&version.key.shared()).copied() else { return };
+        let name = Name::Path(version.key.shared());
+        let Some(number) = table.by_name.get(&name).copied() else { return };
         if let Some(known) = table.by_number.get_mut(&number)
             && matches!(&known.node, Node::File(served) if served.version() == version)
         {
             known.outdated = true;
-            table.by_path.remove(&version.key.shared());
+            table.by_name.remove(&name);
         }
     }
 
@@ -126,7 +139,16 @@ impl Nodes {
 
     /// The number of the directory at `path`, for a `..` entry; the root's if the kernel doesn't know it.
     pub fn number_of_dir(&self, path: &str) -> u64 {
-        self.table().by_path.get(path).copied().unwrap_or(ROOT)
+        self.table().by_name.get(&Name::Path(path.into())).copied().unwrap_or(ROOT)
+    }
+
+    /// Whether the kernel knows a directory at `path`.
+    pub fn is_dir(&self, path: &str) -> bool {
+        let table = self.table();
+        let number = table.by_name.get(&Name::Path(path.into()));
+        number
+            .and_then(|number| table.by_number.get(number))
+            .is_some_and(|known| matches!(known.node, Node::Dir(_)))
     }
 
     /// Takes `lookups` off `number`'s count.
@@ -137,11 +159,11 @@ impl Nodes {
         if known.lookups > 0 {
             return;
         }
-        let path = known.node.path();
+        let name = known.node.name();
         table.by_number.remove(&number);
         // The path may name a newer version by now.
-        if table.by_path.get(&path) == Some(&number) {
-            table.by_path.remove(&path);
+        if table.by_name.get(&name) == Some(&number) {
+            table.by_name.remove(&name);
         }
     }
 

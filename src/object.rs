@@ -19,6 +19,14 @@ pub const NAME_MAX: usize = 255;
 /// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>).
 const KEY_MAX: usize = 1024;
 
+/// How the names of artifacts end.
+const ARTIFACTS: [&str; 12] =
+    [".gz", ".tgz", ".zst", ".tzst", ".xz", ".txz", ".bz2", ".tbz2", ".lz4", ".tar", ".zip", ".flag"];
+
+/// Words behind a dot in names that programs write under before they rename.
+const TEMPORARY: [&str; 9] =
+    ["tmp", "temp", "part", "partial", "crdownload", "download", "new", "swp", "incomplete"];
+
 /// An object's name below the remote's prefix, known to be a clean relative path: 1 to 1024 bytes of UTF-8,
 /// no empty, `.` or `..` component, no component over [`NAME_MAX`] bytes, no NUL, not [`RESERVED`] and
 /// not [`DISABLED`].
@@ -64,6 +72,22 @@ impl Key {
         if dir.is_empty() { Key::new(name) } else { Key::new(&format!("{dir}/{name}")) }
     }
 
+    /// Whether its name ends like an artifact's.
+    pub fn is_artifact(&self) -> bool {
+        ARTIFACTS.iter().any(|suffix| self.name().ends_with(suffix))
+    }
+
+    /// Whether its name is one to write under before renaming: it is hidden, or it doesn't end like an artifact's and has
+    /// `tmp`, `part` or another such word behind a dot, begins with `tmp`, or ends in `~`.
+    pub fn is_temporary(&self) -> bool {
+        let name = self.name();
+        name.starts_with('.')
+            || !self.is_artifact()
+                && (name.starts_with("tmp")
+                    || name.ends_with('~')
+                    || name.split('.').skip(1).any(|word| TEMPORARY.contains(&word)))
+    }
+
     /// The whole key.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -101,9 +125,14 @@ impl fmt::Debug for Key {
 /// What tags begin with that we make for servers without their own.
 const DATED: &str = "date:";
 const UNDATED: &str = "length:";
+/// And those of local files that no remote has vouched for.
+const LOCAL: &str = "local:";
 
 /// The source of files that no remote gave us.
 pub const ADOPTED: &str = "adopted";
+
+/// The source of files that were written here.
+pub const UPLOAD: &str = "upload";
 
 /// An entity tag as the server spells it, quotes included.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -113,7 +142,7 @@ impl ETag {
     /// Takes the server's spelling. Some servers and listings leave the quotes out: they are put back, so that
     /// a listing's ETag equals a header's.
     pub fn new(text: &str) -> ETag {
-        let ours = text.starts_with(DATED) || text.starts_with(UNDATED);
+        let ours = [DATED, UNDATED, LOCAL].iter().any(|begin| text.starts_with(begin));
         if ours || text.starts_with('"') || text.starts_with("W/") {
             ETag(text.into())
         } else {
@@ -145,12 +174,12 @@ impl ETag {
     /// The tag of a local file that no remote has vouched for: it changes when the file does. It can't be
     /// a server's, since it has no quotes.
     pub fn of_local_file(inode: u64, size: u64, mtime_ns: i128) -> ETag {
-        ETag(format!("local:{inode}:{size}:{mtime_ns}").into())
+        ETag(format!("{LOCAL}{inode}:{size}:{mtime_ns}").into())
     }
 
     /// Whether this tag was made by [`ETag::of_local_file`].
     pub fn is_local(&self) -> bool {
-        self.0.starts_with("local:")
+        self.0.starts_with(LOCAL)
     }
 
     /// The tag's text.
@@ -173,7 +202,7 @@ pub struct ObjectVersion {
     pub modified: SystemTime,
     /// The checksum of its bytes, if the server told one: listings don't.
     pub checksum: Option<Arc<Checksum>>,
-    /// The URL of the remote that has it, or [`ADOPTED`].
+    /// The URL of the remote that has it, [`ADOPTED`] or [`UPLOAD`].
     pub source: Arc<str>,
 }
 
@@ -227,13 +256,27 @@ mod tests {
     }
 
     #[test]
+    fn names_to_write_under_before_renaming() {
+        for name in
+            [".x.tar.gz.Ab12Cd", "x.tar.gz.tmp", "x.zst.tmp.4711", "x.zst.part", "tmpab12cd", "x~", ".x.zst"]
+        {
+            assert!(Key::new(&format!("d/{name}")).unwrap().is_temporary(), "{name}");
+        }
+        for name in
+            ["noir-1.tar.gz", "x.tmp.zst", "tmp-tools-1.tar.gz", "x.tar.gz.sha256", "template", "new.bin"]
+        {
+            assert!(!Key::new(name).unwrap().is_temporary(), "{name}");
+        }
+    }
+
+    #[test]
     fn a_listing_s_etag_equals_a_header_s() {
         assert_eq!(ETag::new("abc"), ETag::new("\"abc\""));
     }
 
     #[test]
     fn tags_of_our_own_are_read_back_as_they_were() {
-        for tag in [ETag::of_date(1_700_000_000, 7), ETag::of_length(7)] {
+        for tag in [ETag::of_date(1_700_000_000, 7), ETag::of_length(7), ETag::of_local_file(1, 7, 3)] {
             assert_eq!(ETag::new(tag.as_str()), tag);
         }
     }

@@ -16,6 +16,7 @@ use nix::sys::time::TimeSpec;
 
 use crate::cache::dirs::{Dirs, LocalNames, is_file, mtime_ns};
 use crate::cache::evict::Candidate;
+use crate::cache::journal;
 use crate::cache::meta::{self, Meta};
 use crate::cache::partial::{self, Begun, Partial};
 use crate::cache::space::Space;
@@ -32,8 +33,8 @@ const SAME_USE: Duration = Duration::from_millis(10);
 /// mounts and people, who may add and remove files at any time.
 #[derive(Debug)]
 pub struct CacheDir {
-    dirs: Arc<Dirs>,
-    space: Arc<Space>,
+    pub(super) dirs: Arc<Dirs>,
+    pub(super) space: Arc<Space>,
     writable: bool,
 }
 
@@ -67,13 +68,15 @@ impl FileId {
 /// How a file came into the cache directory.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Origin {
-    /// We fetched it, or compared it with a remote's version, which was last confirmed then.
+    /// We fetched it, or compared it with a remote's version, which was last confirmed then; or it was written here.
     Known {
-        /// The remote's URL, or `adopted`.
+        /// The remote's URL, `adopted` or `upload`.
         source: String,
         /// When a remote last confirmed the version.
         confirmed: SystemTime,
     },
+    /// It was written here and is still to be uploaded.
+    Pending,
     /// Someone else put it there, and no remote has vouched for it.
     Adopted,
     /// Since its checksum was recorded it was written to, or put in the place of the file that was meant, of the same size:
@@ -274,11 +277,14 @@ impl CacheDir {
     }
 
     fn write_meta(&self, key: &Key, meta: &Meta) {
-        let name = format!("{}-{}.meta", std::process::id(), fastrand::u64(..));
-        let temporary = Path::new(partial::DIR).join(name);
-        if let Err(e) = meta::write(self.dirs.state.as_fd(), key, meta, &temporary) {
+        if let Err(e) = self.try_write_meta(key, meta) {
             log::debug!("{key}: can't record its version: {e}");
         }
+    }
+
+    pub(super) fn try_write_meta(&self, key: &Key, meta: &Meta) -> io::Result<()> {
+        let temporary = Path::new(partial::DIR).join(partial::temporary_name("meta"));
+        meta::write(self.dirs.state.as_fd(), key, meta, &temporary)
     }
 
     /// Reads all of `key`'s file and compares it with the checksum recorded for it. A right one that was only touched is
@@ -358,8 +364,17 @@ impl CacheDir {
     /// Removes `key`'s file, whether or not it is in use: who reads it now goes on. False when there is none.
     ///
     /// # Errors
-    /// It can't be removed.
+    /// It can't be removed, or is still to be uploaded.
     pub fn remove(&self, key: &Key) -> io::Result<bool> {
+        if journal::is_pending(&self.dirs, key) {
+            return Err(io::Error::other(
+                "still to be uploaded, so it stays; 'aztec-cache put' and mounts upload it",
+            ));
+        }
+        self.unlink(key)
+    }
+
+    pub(super) fn unlink(&self, key: &Key) -> io::Result<bool> {
         let Some(stat) = self.dirs.stat(key) else { return Ok(false) };
         self.space.remove(&Candidate::artifact(key.clone(), &stat)).map(|()| true)
     }
@@ -388,7 +403,7 @@ impl CacheDir {
     }
 
     /// Whether a file can be put under `key`'s name without replacing something that isn't an artifact.
-    fn has_room_for_name(&self, key: &Key) -> bool {
+    pub fn has_room_for_name(&self, key: &Key) -> bool {
         match self.dirs.open_at(key, OFlag::O_PATH).and_then(|fd| Ok(fstat(&fd)?)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => self.dirs.may_hold(key),
             Ok(stat) if is_file(&stat) => true,
@@ -417,7 +432,12 @@ impl CacheDir {
                     checksum: None,
                     source: meta.source.as_str().into(),
                 };
-                let origin = Origin::Known { source: meta.source, confirmed };
+                // The common case costs nothing.
+                let is_local = version.etag.is_local();
+                let origin = match is_local && journal::is_pending(&self.dirs, key) {
+                    true => Origin::Pending,
+                    false => Origin::Known { source: meta.source, confirmed },
+                };
                 return Some(CachedFile { version, origin, checksum: meta.checksum, id });
             }
             Some((meta, _)) if meta.checksum.is_some() => Origin::Touched,

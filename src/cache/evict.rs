@@ -14,7 +14,7 @@ use nix::sys::stat::{FileStat, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::cache::dirs::{Dirs, allocated, is_file, read_dir};
-use crate::cache::{beneath, meta, partial, quarantine};
+use crate::cache::{beneath, journal, meta, partial, quarantine, spool};
 use crate::object::Key;
 
 /// Something that may go.
@@ -31,7 +31,7 @@ pub struct Candidate {
 #[derive(Clone, Debug)]
 enum What {
     Artifact(Key),
-    /// A partial file that nobody fills, or a quarantined one, below the state directory.
+    /// A file under way that nobody fills, or a quarantined one, below the state directory.
     Leftover(PathBuf),
 }
 
@@ -66,15 +66,20 @@ impl fmt::Display for Candidate {
     }
 }
 
-/// The space in use, in bytes, and what of it may go: leftovers first, then artifacts, least recently used first.
+/// The space in use, in bytes, and what of it may go: leftovers first, then artifacts, least recently used first. What is
+/// still to be uploaded may not.
 pub fn survey(dirs: &Dirs) -> (u64, VecDeque<Candidate>) {
     let (mut bytes, mut artifacts, mut leftovers) = (0, Vec::new(), Vec::new());
+    let any_pending = journal::is_used(dirs);
     dirs.walk("", &mut |key, stat| {
+        let pinned = any_pending && journal::is_pending(dirs, &key);
         let candidate = Candidate::artifact(key, stat);
         bytes += candidate.bytes;
-        artifacts.push(candidate);
+        if !pinned {
+            artifacts.push(candidate);
+        }
     });
-    for dir in [partial::DIR, quarantine::DIR] {
+    for dir in [partial::DIR, spool::DIR, quarantine::DIR] {
         for_each_file(dirs, dir, &mut |path, stat| {
             let takes = allocated(stat).max(u64::try_from(stat.st_size).unwrap_or(0));
             bytes += takes;
@@ -95,12 +100,14 @@ pub fn survey(dirs: &Dirs) -> (u64, VecDeque<Candidate>) {
     (bytes, leftovers.into_iter().chain(artifacts).collect())
 }
 
-/// The bytes that partial files will still take on the disk.
+/// The bytes that files under way will still take on the disk.
 pub fn unwritten(dirs: &Dirs) -> u64 {
     let mut bytes = 0;
-    for_each_file(dirs, partial::DIR, &mut |_, stat| {
-        bytes += u64::try_from(stat.st_size).unwrap_or(0).saturating_sub(allocated(stat));
-    });
+    for dir in [partial::DIR, spool::DIR] {
+        for_each_file(dirs, dir, &mut |_, stat| {
+            bytes += u64::try_from(stat.st_size).unwrap_or(0).saturating_sub(allocated(stat));
+        });
+    }
     bytes
 }
 
@@ -118,7 +125,7 @@ fn for_each_file(dirs: &Dirs, dir: &str, visit: &mut dyn FnMut(PathBuf, &FileSta
 
 /// Removes it, unless it is in use, was used since, or is another file by now. Never asks a file's user to wait.
 pub fn evict(dirs: &Dirs, candidate: &Candidate) -> bool {
-    if candidate.key().is_some_and(|key| !dirs.may_hold(key)) {
+    if candidate.key().is_some_and(|key| !dirs.may_hold(key) || journal::is_pending(dirs, key)) {
         return false;
     }
     let (base, path) = place(dirs, candidate);

@@ -9,7 +9,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{AccessFlags, faccessat};
 
-use crate::cache::{beneath, meta, partial};
+use crate::cache::{beneath, journal, meta, partial, spool};
 use crate::object::RESERVED;
 
 /// The file that names the format of what is there.
@@ -25,8 +25,14 @@ pub fn prepare(root: &OwnedFd) -> io::Result<OwnedFd> {
         Err(e) => Err(e.into()),
     };
     let state = make(root, RESERVED)?;
-    for dir in [root, &state, &make(&state, meta::DIR)?, &make(&state, partial::DIR)?] {
-        faccessat(dir, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)?;
+    let check = |dir: &OwnedFd| {
+        faccessat(dir, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::AT_EACCESS)
+            .map_err(io::Error::from)
+    };
+    check(root)?;
+    check(&state)?;
+    for dir in [meta::DIR, partial::DIR, spool::DIR, journal::DIR] {
+        check(&make(&state, dir)?)?;
     }
     write_version(&state)?;
     Ok(state)

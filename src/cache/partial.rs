@@ -16,11 +16,11 @@ use nix::sys::time::{TimeSpec, TimeValLike};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use sha2::{Digest, Sha256};
 
-use crate::cache::beneath;
 use crate::cache::dirs::Dirs;
 use crate::cache::meta::{self, Meta};
 use crate::cache::progress::{self, Record};
-use crate::cache::space::Space;
+use crate::cache::space::{Limit, Space};
+use crate::cache::{beneath, journal};
 use crate::checksum::{Checksum, extend_crc64nvme};
 use crate::object::ObjectVersion;
 
@@ -32,6 +32,10 @@ pub const PROGRESS: &str = "progress";
 
 /// How often to look for another process's first record, a millisecond apart.
 const BEGIN_ATTEMPTS: u32 = 1000;
+
+/// The kernel tells us of a file's last close shortly after close(2) has returned: what was in use a moment ago may be
+/// evicted after these pauses.
+const CLOSING: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(40)];
 
 /// A partial file, begun.
 #[derive(Debug)]
@@ -162,7 +166,18 @@ impl Partial {
     /// Reserves the space that the file will take, evicting others if need be. False when a limit would be passed even
     /// so.
     pub fn reserve(&self) -> io::Result<bool> {
-        self.space.reserve(&self.file, self.object.size)
+        let mut refused = self.space.reserve(&self.file, self.object.size)?;
+        for pause in CLOSING {
+            if !refused.is_some_and(Limit::may_pass) {
+                break;
+            }
+            std::thread::sleep(pause);
+            refused = self.space.reserve(&self.file, self.object.size)?;
+        }
+        if let Some(limit) = refused {
+            self.space.say_not_kept(limit, self.object.size);
+        }
+        Ok(refused.is_none())
     }
 
     /// Tries to free `bytes` on the disk, which was found to be full.
@@ -199,6 +214,11 @@ impl Partial {
             checksum: Some(checksum.to_string()),
         };
         let key = &self.object.key;
+        if journal::is_pending(&self.dirs, key) {
+            return Err(io::Error::other(
+                "a file of that name has been written here and is still to be uploaded",
+            ));
+        }
         let dir = beneath::make_dirs(&self.dirs.root, Path::new(key.dir()))?;
         meta::write(self.dirs.state.as_fd(), key, &meta, &self.path.with_extension("meta"))?;
         self.space
@@ -284,8 +304,13 @@ pub fn progress_of(path: &Path) -> PathBuf {
     path.with_extension(PROGRESS)
 }
 
+/// A name in [`DIR`] for what is about to be renamed, which `what` it is.
+pub fn temporary_name(what: &str) -> String {
+    format!("{}-{}.{what}", std::process::id(), fastrand::u64(..))
+}
+
 /// Whether `path` names this very file.
-fn is_at(dirs: &Dirs, path: &Path, file: &File) -> bool {
+pub fn is_at(dirs: &Dirs, path: &Path, file: &File) -> bool {
     let named = fstatat(&dirs.state, path, AtFlags::AT_SYMLINK_NOFOLLOW);
     file.metadata().is_ok_and(|meta| named.is_ok_and(|named| named.st_ino == meta.ino()))
 }

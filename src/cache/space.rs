@@ -2,7 +2,8 @@
 //! directory take turns here, under one lock, so that together they keep the limits.
 
 use std::collections::VecDeque;
-use std::fs::{File, TryLockError};
+use std::fmt;
+use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -42,10 +43,28 @@ pub struct Space {
     said_full: AtomicBool,
 }
 
+/// A limit that keeps a file out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The file alone is larger than the cap.
+    Cap,
+    /// The cap, with what is there and can't go.
+    Used,
+    /// The disk's space that is to stay free.
+    Free,
+}
+
+impl Limit {
+    /// Whether it may be another matter once files in use are closed.
+    pub fn may_pass(self) -> bool {
+        self != Limit::Cap
+    }
+}
+
 /// What is known of the space in use, shared by all processes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Ledger {
-    /// The disk space of artifacts, partial files (as long as they will be) and quarantined files.
+    /// The disk space of artifacts, files under way (as long as they will be) and quarantined files.
     bytes: u64,
     /// When it was counted, in seconds since 1970.
     counted: u64,
@@ -105,23 +124,21 @@ impl Space {
         self.limits.max_cache_size
     }
 
-    /// Makes `file`, a partial file, `size` bytes long, which all processes take for its reservation. Evicts what it takes.
-    /// False when a limit would be passed even so.
-    pub fn reserve(&self, file: &File, size: u64) -> io::Result<bool> {
+    /// Makes `file`, one under way, `size` bytes long at least, which all processes take for its reservation. Evicts what it
+    /// takes. The limit that would be passed even so, if one would.
+    pub fn reserve(&self, file: &File, size: u64) -> io::Result<Option<Limit>> {
         let mut turn = self.turn()?;
-        let more = size.saturating_sub(file.metadata()?.len());
+        let length = file.metadata()?.len();
+        let more = size.saturating_sub(length);
         let known = match self.limits.max_cache_size {
             None => turn.read()?.filter(|ledger| self.is_current(ledger)),
-            Some(cap) if size > cap => {
-                log::info!("{size} bytes can never fit into --max-cache-size {cap}: not kept");
-                return Ok(false);
-            }
+            Some(cap) if size > cap => return Ok(Some(Limit::Cap)),
             Some(cap) => {
                 let ledger = self.ledger(&mut turn)?;
                 let excess = ledger.bytes.saturating_add(more).saturating_sub(cap);
                 match self.evict(ledger, excess)? {
                     Some(ledger) => Some(ledger),
-                    None => return self.refuse("--max-cache-size", size),
+                    None => return Ok(Some(Limit::Used)),
                 }
             }
         };
@@ -130,19 +147,28 @@ impl Space {
             (known, 0) => known,
             (Some(ledger), missing) => match self.evict(ledger, missing)? {
                 Some(ledger) => Some(ledger),
-                None => return self.refuse("--min-free", size),
+                None => return Ok(Some(Limit::Free)),
             },
             (None, missing) => {
                 let ledger = self.count()?;
                 match self.evict(ledger, missing)? {
                     Some(_) => None,
-                    None => return self.refuse("--min-free", size),
+                    None => return Ok(Some(Limit::Free)),
                 }
             }
         };
+        file.set_len(size.max(length))?;
+        turn.note(known, signed(more))?;
+        Ok(None)
+    }
+
+    /// Cuts `file`, one under way, to `size` bytes, and so gives back what was reserved beyond.
+    pub fn cut(&self, file: &File, size: u64) -> io::Result<()> {
+        let mut turn = self.turn()?;
+        let known = turn.read()?.filter(|ledger| self.is_current(ledger));
+        let before = reserved(&file.metadata()?);
         file.set_len(size)?;
-        turn.note(known, i64::try_from(more).unwrap_or(i64::MAX))?;
-        Ok(true)
+        turn.note(known, signed(reserved(&file.metadata()?)) - signed(before))
     }
 
     /// Frees `bytes` on the disk, which was found to be full. False when that much can't go.
@@ -157,25 +183,32 @@ impl Space {
         }
     }
 
-    /// Runs `rename`, which puts the partial `file` under `key`'s name in place of any other.
+    /// Runs `rename`, which puts `file`, one under way, under `key`'s name in place of any other.
     pub fn publish(&self, key: &Key, file: &File, rename: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let mut turn = self.turn()?;
         let known = turn.read()?.filter(|ledger| self.is_current(ledger));
         let replaced = self.dirs.stat(key).map_or(0, |stat| allocated(&stat));
         rename()?;
         let meta = file.metadata()?;
-        let (reserved, takes) = (meta.len().max(meta.blocks() * 512), meta.blocks() * 512);
-        turn.note(known, signed(takes) - signed(reserved) - signed(replaced))
+        turn.note(known, signed(meta.blocks() * 512) - signed(reserved(&meta)) - signed(replaced))
     }
 
-    /// Runs `unlink`, which removes the partial `file`.
+    /// Runs `rename`, which puts a published file under `key`'s name in place of any other.
+    pub fn rename(&self, key: &Key, rename: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut turn = self.turn()?;
+        let known = turn.read()?.filter(|ledger| self.is_current(ledger));
+        let replaced = self.dirs.stat(key).map_or(0, |stat| allocated(&stat));
+        rename()?;
+        turn.note(known, -signed(replaced))
+    }
+
+    /// Runs `unlink`, which removes `file`, one under way.
     pub fn release(&self, file: &File, unlink: impl FnOnce()) {
         let turn = self.turn();
         unlink();
         let released = turn.and_then(|mut turn| {
             let known = turn.read()?.filter(|ledger| self.is_current(ledger));
-            let meta = file.metadata()?;
-            turn.note(known, -signed(meta.len().max(meta.blocks() * 512)))
+            turn.note(known, -signed(reserved(&file.metadata()?)))
         });
         if let Err(e) = released {
             log::debug!("can't note that space was given back: {e}");
@@ -302,22 +335,37 @@ impl Space {
         }
     }
 
-    fn refuse(&self, limit: &str, size: u64) -> io::Result<bool> {
+    /// Says that `size` bytes that are being fetched would pass `limit`.
+    pub fn say_not_kept(&self, limit: Limit, size: u64) {
         let dir = self.dirs.path.display();
-        if self.said_full.swap(true, Ordering::Relaxed) {
-            log::info!("{dir}: {size} bytes would pass {limit}: not kept");
+        if limit == Limit::Cap || self.said_full.swap(true, Ordering::Relaxed) {
+            log::info!("{dir}: {size} bytes {limit}: not kept");
         } else {
             log::warn!(
-                "{dir}: {size} bytes would pass {limit} and nothing more can be evicted: read without being kept, as \
-                 are others from now on; free space there or change the limit"
+                "{dir}: {size} bytes {limit}: read without being kept, as are others from now on; free space there or \
+                 change the limit"
             );
         }
-        Ok(false)
     }
 
     fn ranking(&self) -> MutexGuard<'_, VecDeque<Candidate>> {
         self.ranking.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Limit::Cap => "can never fit into --max-cache-size",
+            Limit::Used => "would pass --max-cache-size and nothing more can be evicted",
+            Limit::Free => "would pass --min-free and nothing more can be evicted",
+        })
+    }
+}
+
+/// What all processes take for the space of a file under way.
+fn reserved(meta: &Metadata) -> u64 {
+    meta.len().max(meta.blocks() * 512)
 }
 
 fn signed(bytes: u64) -> i64 {

@@ -9,7 +9,7 @@ use nix::dir::Type;
 use nix::fcntl::OFlag;
 
 use crate::cache::dirs::{Dirs, read_dir};
-use crate::cache::{beneath, meta, notes, partial, quarantine};
+use crate::cache::{beneath, journal, meta, notes, partial, quarantine, spool};
 use crate::object::Key;
 
 /// An interrupted download can be gone on with for so long.
@@ -18,6 +18,8 @@ const PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
 const QUARANTINE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What was worth noting is forgotten after so long.
 const NOTE_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// What is being written is locked. Who is about to lock it finds out that it has gone, and begins anew.
+const UNLOCKED_AGE: Duration = Duration::ZERO;
 /// Metadata is written shortly before its file gets its name, and to a temporary file shortly before that.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 
@@ -27,7 +29,9 @@ pub fn sweep(dirs: &Dirs) {
         None => PARTIAL_AGE,
         Some(_) => METADATA_AGE,
     });
+    remove_old(dirs, spool::DIR, |_| UNLOCKED_AGE);
     remove_old(dirs, quarantine::DIR, |_| QUARANTINE_AGE);
+    journal::sweep(dirs);
     remove_old(dirs, notes::DIR, |path| match path.extension() {
         None => NOTE_AGE,
         Some(_) => METADATA_AGE,

@@ -17,14 +17,21 @@ pub const AT_ONCE: usize = 16;
 /// # Errors
 /// Wrong settings.
 pub fn start(args: &EngineArgs) -> Result<Engine> {
-    let env = |name: &str| std::env::var_os(name);
-    let config = EngineConfig::new(args, &env)?;
+    start_with(&EngineConfig::new(args, &|name| std::env::var_os(name))?)
+}
+
+/// The same with settings that have been read.
+///
+/// # Errors
+/// A certificate file that can't be read.
+pub fn start_with(config: &EngineConfig) -> Result<Engine> {
     logging::start(&config.log, true)?;
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
     // Without a home no mount is where one is by default.
-    Engine::new(&config, config::mountpoint(None, &env).ok().as_deref())
+    let mountpoint = config::mountpoint(None, &|name| std::env::var_os(name)).ok();
+    Engine::new(config, mountpoint.as_deref())
 }
 
 /// The local cache, for a command that has nothing to do without one.

@@ -30,10 +30,11 @@ pub fn run(args: &LsArgs) -> Result<()> {
     let path = |name: &str| if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
     let mut out = BufWriter::new(io::stdout().lock());
     let written = if args.json {
-        let entries: Vec<Value> = entries.iter().map(|entry| in_json(entry, &path(entry.name()))).collect();
+        let entries: Vec<Value> =
+            entries.iter().map(|entry| in_json(&engine, entry, &path(entry.name()))).collect();
         serde_json::to_writer_pretty(&mut out, &entries).map_err(io::Error::from).and_then(|()| writeln!(out))
     } else {
-        entries.iter().try_for_each(|entry| line(&mut out, entry, &path(entry.name()), args.long))
+        entries.iter().try_for_each(|entry| line(&engine, &mut out, entry, &path(entry.name()), args.long))
     };
     match written.and_then(|()| out.flush()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Error::local("can't write to stdout", &e)),
@@ -64,20 +65,20 @@ fn local_entries(engine: &Engine, dir: &str) -> Vec<Entry> {
     names.dirs.into_iter().map(|name| Entry::Dir(name.into())).chain(files).collect()
 }
 
-fn line(out: &mut impl Write, entry: &Entry, path: &str, long: bool) -> io::Result<()> {
+fn line(engine: &Engine, out: &mut impl Write, entry: &Entry, path: &str, long: bool) -> io::Result<()> {
     let path = path.escape_debug();
     match entry {
         Entry::Dir(_) if long => writeln!(out, "{:>14}  {:20}  {:6}  {path}/", "-", "-", "-"),
         Entry::Dir(_) => writeln!(out, "{path}/"),
         Entry::File(served) if long => {
             let (size, written) = (served.version().size, time(served.version().modified));
-            writeln!(out, "{size:>14}  {written:20}  {:6}  {path}", state(served))
+            writeln!(out, "{size:>14}  {written:20}  {:6}  {path}", state(engine, served))
         }
         Entry::File(_) => writeln!(out, "{path}"),
     }
 }
 
-fn in_json(entry: &Entry, path: &str) -> Value {
+fn in_json(engine: &Engine, entry: &Entry, path: &str) -> Value {
     let Entry::File(served) = entry else { return json!({ "name": path, "type": "directory" }) };
     let version = served.version();
     let etag = (!version.etag.is_local()).then(|| version.etag.as_str());
@@ -86,14 +87,15 @@ fn in_json(entry: &Entry, path: &str) -> Value {
         "type": "file",
         "size": version.size,
         "modified": time(version.modified),
-        "state": state(served),
+        "state": state(engine, served),
         "etag": etag,
         "source": &*version.source,
     })
 }
 
-fn state(served: &Served) -> &'static str {
-    if served.is_local() { "cached" } else { "remote" }
+/// Of what is complete here it is asked whether it is still to be uploaded. Others' downloads are not looked for.
+fn state(engine: &Engine, served: &Served) -> &'static str {
+    if served.is_local() { engine.state(served).name() } else { "remote" }
 }
 
 fn time(time: SystemTime) -> String {

@@ -8,6 +8,7 @@ mod ls;
 mod mount;
 mod prefetch;
 mod progress;
+mod put;
 mod setup_passthrough;
 mod unmount;
 mod verify;
@@ -38,6 +39,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
         Command::Get(args) => or_quiet_miss(get::run(&args), &args.engine.log),
+        Command::Put(args) => put::run(&args),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
         Command::Prefetch(args) => prefetch::run(&args),

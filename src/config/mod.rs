@@ -7,6 +7,7 @@ mod patience;
 mod remote;
 mod remotes;
 mod units;
+mod write;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,8 +17,9 @@ pub use mount_options::{KernelFlag, MountOptions};
 pub use patience::Patience;
 pub use remote::{Credentials, Remote};
 pub use units::{Free, positive_duration, size};
+pub use write::{Upload, WriteOptions};
 
-use crate::cli::{CacheArgs, EngineArgs, FuseArgs, LocalArgs, LogArgs, MountArgs, RemoteArgs};
+use crate::cli::{CacheArgs, EngineArgs, FuseArgs, LocalArgs, LogArgs, MountArgs, PutArgs, RemoteArgs};
 use crate::config::file::ConfigFile;
 use crate::error::{Error, Result};
 
@@ -37,6 +39,17 @@ pub struct Config {
     pub expose: Expose,
     /// What shapes the mount itself.
     pub mount: MountOptions,
+    /// What may be written, and where it goes.
+    pub write: WriteOptions,
+    /// What is read and where it is kept.
+    pub engine: EngineConfig,
+}
+
+/// Everything that a command is told that writes an artifact.
+#[derive(Clone, Debug)]
+pub struct PutConfig {
+    /// What may be written, and where it goes.
+    pub write: WriteOptions,
     /// What is read and where it is kept.
     pub engine: EngineConfig,
 }
@@ -101,33 +114,6 @@ pub struct SpaceLimits {
     pub min_free: Free,
 }
 
-/// What may be written, and where it goes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WriteOptions {
-    /// Every write is refused (EROFS in a mount).
-    pub read_only: bool,
-    /// What a finished write does with the remote; None: `Through` where the remote accepts uploads
-    /// ([`crate::store::ObjectStore::accepts_uploads`]), else `Never`.
-    pub upload: Option<Upload>,
-    /// An artifact that is there already may be replaced.
-    pub allow_overwrite: bool,
-    /// Artifacts may be removed from the remote.
-    pub allow_delete: bool,
-    /// `.gz` and `.zst` files are taken as they are, whole archives or not.
-    pub unchecked_archives: bool,
-}
-
-/// What a finished write does with the remote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Upload {
-    /// It is done when the remote has it.
-    Through,
-    /// It is done when it is durable here; it is uploaded afterwards.
-    Background,
-    /// It stays here.
-    Never,
-}
-
 /// How a file shows once it is complete in the local cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Expose {
@@ -162,7 +148,22 @@ impl Config {
             engine: EngineConfig::with_file(&args.engine, env, &file)?,
             scrub: period(&args.fuse.scrub, "--scrub", env, "AZTEC_CACHE_SCRUB", &file.scrub)?,
             expose: expose(&args.fuse, env, &file)?,
-            mount: mount_options(&args.fuse, env, &file)?,
+            mount: mount_options(&args.fuse, &file)?,
+            write: WriteOptions::of_mount(&args.write, &args.fuse, env, &file)?,
+        })
+    }
+}
+
+impl PutConfig {
+    /// Puts together what `args`, the environment and the configuration file say.
+    ///
+    /// # Errors
+    /// Anything malformed, with exit code 2, naming the setting and the remedy.
+    pub fn new(args: &PutArgs, env: Env) -> Result<PutConfig> {
+        let file = config_file(args.engine.config.as_ref(), env)?;
+        Ok(PutConfig {
+            write: WriteOptions::new(&args.write, env, &file)?,
+            engine: EngineConfig::with_file(&args.engine, env, &file)?,
         })
     }
 }
@@ -383,16 +384,8 @@ fn expose(args: &FuseArgs, env: Env, file: &ConfigFile) -> Result<Expose> {
     }
 }
 
-fn mount_options(args: &FuseArgs, env: Env, file: &ConfigFile) -> Result<MountOptions> {
-    let read_only = match var(env, "AZTEC_CACHE_READ_ONLY")?.as_deref() {
-        None | Some("0") => false,
-        Some("1") => true,
-        Some(other) => {
-            return Err(Error::usage(format!("AZTEC_CACHE_READ_ONLY: '{other}'; set it to 1 or 0")));
-        }
-    };
+fn mount_options(args: &FuseArgs, file: &ConfigFile) -> Result<MountOptions> {
     let mut options = MountOptions {
-        read_only: read_only || file.read_only.unwrap_or(false),
         allow_other: file.allow_other.unwrap_or(false),
         auto_unmount: file.auto_unmount.unwrap_or(false),
         uid: file.uid,
@@ -403,10 +396,9 @@ fn mount_options(args: &FuseArgs, env: Env, file: &ConfigFile) -> Result<MountOp
             .map_or(Ok(0), |text| mount_options::umask("umask in the configuration file", text))?,
         ..MountOptions::default()
     };
-    for option in &args.options {
+    for option in args.options.iter().filter(|option| write::access(option).is_none()) {
         options.apply(option)?;
     }
-    options.read_only |= args.read_only;
     options.allow_other |= args.allow_other;
     options.auto_unmount |= args.auto_unmount;
     options.uid = args.uid.or(options.uid);
@@ -515,6 +507,8 @@ mod tests {
             (&["--auto-unmount"], &[], "--auto-unmount"),
             (&["--remote", "s3://a-bucket/", "--remote", "https://"], &[], "--remote: 'https://'"),
             (&[], &[("AZTEC_CACHE_READ_ONLY", "yes")], "AZTEC_CACHE_READ_ONLY"),
+            (&["--upload", "soon"], &[], "--upload"),
+            (&[], &[("AZTEC_CACHE_UPLOAD", "yes")], "AZTEC_CACHE_UPLOAD"),
             (&[], &[("S3_BUILD_CACHE_AWS_PARAMS", "--region 'x")], "S3_BUILD_CACHE_AWS_PARAMS"),
         ];
         for (args, vars, name) in cases {

@@ -5,8 +5,6 @@ use crate::error::{Error, Result};
 /// What shapes the mount itself.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MountOptions {
-    /// Every write gets EROFS.
-    pub read_only: bool,
     /// Other users may use the mount.
     pub allow_other: bool,
     /// fusermount3 unmounts when the daemon dies.
@@ -47,16 +45,13 @@ const FOR_OTHERS: &[&str] = &[
 ];
 
 impl MountOptions {
-    /// Applies one option of `-o`.
+    /// Applies one option of `-o` other than `ro` and `rw`.
     ///
     /// # Errors
     /// An option that doesn't exist or has a bad value, named (exit code 2).
     pub fn apply(&mut self, option: &str) -> Result<()> {
         let (name, value) = option.split_once('=').map_or((option, None), |(n, v)| (n, Some(v)));
         match (name, value) {
-            ("ro", None) => self.read_only = true,
-            // The mount is read-only as it stands; `rw`, which mount(8) passes by default, asks for no more.
-            ("rw", None) => {}
             ("allow_other", None) => self.allow_other = true,
             ("auto_unmount", None) => self.auto_unmount = true,
             ("default_permissions", None) => self.default_permissions = true,
@@ -115,10 +110,10 @@ mod tests {
     #[test]
     fn fstab_lines_work() {
         let mut options = MountOptions::default();
-        for option in "rw,nosuid,_netdev,x-systemd.automount,uid=1000,umask=022,allow_other,ro".split(',') {
+        for option in "nosuid,_netdev,x-systemd.automount,uid=1000,umask=022,allow_other".split(',') {
             options.apply(option).unwrap();
         }
-        assert!(options.read_only && options.allow_other);
+        assert!(options.allow_other);
         assert_eq!(
             (options.uid, options.umask, &*options.flags),
             (Some(1000), 0o022, &[KernelFlag::NoSuid][..])
@@ -127,7 +122,7 @@ mod tests {
 
     #[test]
     fn unknown_options_are_named() {
-        for bad in ["frobnicate", "uid=me", "umask=9", "ro=1"] {
+        for bad in ["frobnicate", "uid=me", "umask=9", "dev=1"] {
             let error = MountOptions::default().apply(bad).unwrap_err().to_string();
             assert!(error.contains(bad.rsplit('=').next().unwrap()), "{error}");
         }

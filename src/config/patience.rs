@@ -33,7 +33,17 @@ impl Default for Patience {
     }
 }
 
+/// The longest first pause between two attempts, and the longest of all.
+const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(3)];
+
 impl Patience {
+    /// A pause before another attempt, when `failed` (from 1 on) have failed in a row: full jitter
+    /// (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
+    pub fn pause(&self, failed: u32) -> Duration {
+        let longest = PAUSES[0] * 2u32.saturating_pow(failed.saturating_sub(1).min(16));
+        longest.min(PAUSES[1]).mul_f64(fastrand::f64())
+    }
+
     /// What the flags, the AWS CLI's options and the configuration file say.
     ///
     /// # Errors

@@ -12,9 +12,6 @@ use crate::error::{Error, Kind, Result};
 use crate::object::ObjectVersion;
 use crate::store::{Body, ObjectStore};
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(3);
-
 /// The bytes of one range of one object version, in order.
 pub struct RangeFetch<'a> {
     store: &'a dyn ObjectStore,
@@ -52,7 +49,7 @@ impl<'a> RangeFetch<'a> {
                         return Err(error);
                     }
                     log::info!("attempt {} of {attempts}: {error}", self.failed);
-                    sleep(backoff(self.failed)).await;
+                    sleep(self.patience.pause(self.failed)).await;
                 }
             }
         }
@@ -91,10 +88,4 @@ impl<'a> RangeFetch<'a> {
         let (key, at) = (&self.object.key, self.range.start);
         Error::new(kind, format!("{}{key}: {what} at byte {at} of {}", self.object.source, self.object.size))
     }
-}
-
-/// Full jitter (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
-fn backoff(failed: u32) -> Duration {
-    let ceiling = MAX_BACKOFF.min(FIRST_BACKOFF * 2u32.saturating_pow(failed.min(16)));
-    ceiling.mul_f64(fastrand::f64())
 }

@@ -4,7 +4,7 @@ mod misses;
 mod pages;
 mod snapshot;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,6 +51,8 @@ pub struct Listings {
 struct Inner {
     store: Arc<dyn ObjectStore>,
     coherence: Coherence,
+    /// Directories that were made, and that nothing may lie in yet. Guards only the set.
+    made: Mutex<BTreeSet<String>>,
     /// Guards only the table; never held across a request.
     kept: Mutex<LruCache<String, Arc<Listing>>>,
     /// How often a listing was found to be wrong. One begun before that is not kept after it.
@@ -66,7 +68,15 @@ impl Listings {
         let (said_hidden, said_denied) = (AtomicBool::new(false), AtomicBool::new(false));
         let (kept, forgotten) = (Mutex::new(LruCache::new(KEPT)), AtomicU64::new(0));
         Listings {
-            inner: Arc::new(Inner { store, coherence, kept, forgotten, said_hidden, said_denied }),
+            inner: Arc::new(Inner {
+                store,
+                coherence,
+                made: Mutex::default(),
+                kept,
+                forgotten,
+                said_hidden,
+                said_denied,
+            }),
             misses: Arc::default(),
             probes: SingleFlight::new(runtime.clone()),
             runtime,
@@ -109,6 +119,9 @@ impl Listings {
 
     /// The entry `name` of `dir`, if `dir` was listed in the last 10 s; `Some(None)` when it is known that there is none.
     pub fn find(&self, dir: &str, name: &str) -> Option<Option<Entry>> {
+        if self.inner.is_made(dir, name) {
+            return Some(Some(Entry::Dir(name.into())));
+        }
         let listing = self.inner.kept().get(dir).cloned();
         listing.and_then(|listing| listing.find(name, TTL))
     }
@@ -117,6 +130,19 @@ impl Listings {
     pub fn was_dir(&self, dir: &str, name: &str) -> bool {
         let listing = self.inner.kept().get(dir).cloned();
         listing.is_some_and(|listing| matches!(listing.find(name, Duration::MAX), Some(Some(Entry::Dir(_)))))
+    }
+
+    /// Makes the directory `key`: it shows until it is removed, whether or not anything lies in it.
+    pub fn make_dir(&self, key: &Key) {
+        self.inner.made().insert(key.as_str().to_owned());
+        self.forget(key.dir());
+    }
+
+    /// Takes [`Listings::make_dir`] back; false when there was none.
+    pub fn remove_dir(&self, key: &Key) -> bool {
+        let removed = self.inner.made().remove(key.as_str());
+        self.forget(key.dir());
+        removed
     }
 
     /// Forgets `dir`'s listing, since it was found to be wrong.
@@ -309,10 +335,28 @@ impl Inner {
         self.kept.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    fn made(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.made.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn is_made(&self, dir: &str, name: &str) -> bool {
+        let made = self.made();
+        !made.is_empty() && Key::in_dir(dir, name).is_ok_and(|key| made.contains(key.as_str()))
+    }
+
+    /// The names in `dir` that the remote need not know: of local files, and of directories that were made.
     async fn local_names(self: &Arc<Inner>, dir: &str) -> Result<LocalNames> {
-        let Some(cache) = self.coherence.cache().cloned() else { return Ok(LocalNames::default()) };
-        let dir = dir.to_owned();
-        blocking(move || cache.names(&dir)).await
+        let mut names = match self.coherence.cache().cloned() {
+            Some(cache) => {
+                let dir = dir.to_owned();
+                blocking(move || cache.names(&dir)).await?
+            }
+            None => LocalNames::default(),
+        };
+        let made = self.made();
+        let made = made.iter().filter_map(|path| Key::new(path).ok()).filter(|key| key.dir() == dir);
+        names.dirs.extend(made.map(|key| key.name().to_owned()));
+        Ok(names)
     }
 
     /// A page's entries, its directories first. A local file that is served without asking stands for the remote's;

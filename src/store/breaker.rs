@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Body, ObjectStore, Page};
+use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put};
 
 /// The first and the longest pause between two looks whether the remote is back.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
@@ -135,5 +135,19 @@ impl ObjectStore for Breaker {
 
     fn serves_ranges(&self, object: &ObjectVersion) -> bool {
         self.inner.serves_ranges(object)
+    }
+
+    async fn accepts_uploads(&self) -> bool {
+        self.inner.accepts_uploads().await
+    }
+
+    async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
+        self.open.check()?;
+        self.note(self.inner.put(key, payload, existing).await)
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.open.check()?;
+        self.note(self.inner.delete(key).await)
     }
 }

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Body, ObjectStore, Page};
+use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, takes_no_uploads};
 
 /// Remotes that are asked one after the other. A key is missing only when every one of them says so.
 pub struct Chain {
@@ -36,6 +36,16 @@ impl Chain {
     /// The remote that vouched for `object`: no other's bytes will do.
     fn vouching(&self, object: &ObjectVersion) -> Option<&Link> {
         self.links.iter().find(|link| link.store.url() == &*object.source)
+    }
+
+    /// The remote that uploads go to and are deleted from: the first that takes any.
+    async fn writable(&self) -> Option<&dyn ObjectStore> {
+        for link in &self.links {
+            if link.store.accepts_uploads().await {
+                return Some(&*link.store);
+            }
+        }
+        None
     }
 }
 
@@ -151,6 +161,28 @@ impl ObjectStore for Chain {
 
     fn serves_ranges(&self, object: &ObjectVersion) -> bool {
         self.vouching(object).is_some_and(|link| link.store.serves_ranges(object))
+    }
+
+    async fn accepts_uploads(&self) -> bool {
+        self.writable().await.is_some()
+    }
+
+    async fn upload_url(&self) -> String {
+        self.writable().await.map_or(&*self.url, |store| store.url()).to_owned()
+    }
+
+    async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
+        match self.writable().await {
+            Some(store) => store.put(key, payload, existing).await,
+            None => Err(takes_no_uploads(self.url(), key)),
+        }
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        match self.writable().await {
+            Some(store) => store.delete(key).await,
+            None => Err(takes_no_uploads(self.url(), key)),
+        }
     }
 }
 

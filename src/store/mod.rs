@@ -1,10 +1,12 @@
 //! Remotes: where objects come from. Knows nothing of local caches.
 
+mod attempts;
 mod breaker;
 mod chain;
 mod connector;
 mod file;
 mod http;
+mod payload;
 mod s3;
 
 use std::fs::File;
@@ -85,6 +87,11 @@ pub trait ObjectStore: Send + Sync + 'static {
         false
     }
 
+    /// The URL of the remote that uploads go to. May ask for credentials; asks nothing of the remote.
+    async fn upload_url(&self) -> String {
+        self.url().to_owned()
+    }
+
     /// Makes `payload` the object `key`, atomically: nobody sees a part of it, and a put that fails leaves nothing behind,
     /// pieces on the server neither. Failures that may pass are tried again, boundedly.
     ///
@@ -105,7 +112,10 @@ pub trait ObjectStore: Send + Sync + 'static {
 }
 
 fn takes_no_uploads(url: &str, key: &Key) -> Error {
-    Error::new(Kind::Unsupported, format!("{url}{key}: this remote can't be written; name an s3:// one"))
+    Error::new(
+        Kind::Unsupported,
+        format!("{url}{key}: this remote can't be written; name an s3:// one, and credentials for it"),
+    )
 }
 
 /// A whole file that is to become an object.

@@ -5,6 +5,7 @@ mod exists;
 mod get;
 mod ls;
 mod prefetch;
+mod put;
 mod verify;
 
 use std::process::{Command, Output};

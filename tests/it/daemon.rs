@@ -31,9 +31,9 @@ fn a_daemon_says_one_line_and_answers_at_once() {
     assert_eq!(read.unwrap(), b"bytes");
     assert!(output.stdout.is_empty());
     // Passthrough or not is the kernel's choice.
-    let said = said.replace("read-only, no passthrough\n", "read-only, passthrough\n");
+    let said = said.replace("read-write, no passthrough\n", "read-write, passthrough\n");
     let line = format!(
-        "aztec-cache: s3://aztec-ci-artifacts/build-cache/ mounted at {}: local cache {}, read-only, passthrough\n",
+        "aztec-cache: s3://aztec-ci-artifacts/build-cache/ mounted at {}: local cache {}, read-write, passthrough\n",
         place.mountpoint().display(),
         place.cache().display()
     );
@@ -51,7 +51,7 @@ fn without_a_local_cache_the_ready_line_says_so() {
     place.env("CACHE_LOCAL_DIR", "");
     let (output, _guard) = place.mount_daemon(&[]);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && said.contains(": no local cache, read-only"), "{said}");
+    assert!(output.status.success() && said.contains(": no local cache, read-write"), "{said}");
     assert_eq!(fs::read(place.mountpoint().join("noir-1.tar.gz")).unwrap(), b"bytes");
     assert_eq!(names_in(place.dir.path()), ["mnt"]);
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use aztec_cache::cache::CacheDir;
-use aztec_cache::config::{Expose, Free, MountOptions, Remote, S3Options, SpaceLimits};
+use aztec_cache::config::{Expose, Free, MountOptions, Remote, S3Options, SpaceLimits, WriteOptions};
 use aztec_cache::error::Kind;
-use aztec_cache::filesystem::Filesystem;
+use aztec_cache::filesystem::{Access, Filesystem};
 use aztec_cache::nodes::ROOT;
 use aztec_cache::store;
+use aztec_cache::upload::Uploads;
 use aztec_cache_test_support::artifacts;
 use tempfile::TempDir;
 use tokio::runtime::Handle;
@@ -39,12 +40,12 @@ impl Engine {
     }
 
     fn open(&self, number: u64) -> u64 {
-        self.filesystem.open(number).unwrap().handle
+        self.filesystem.open(number, Access::Read, 0).unwrap().handle
     }
 
     async fn read(&self, name: &str) -> aztec_cache::error::Result<Vec<u8>> {
-        let file = self.filesystem.lookup(ROOT, OsStr::new(name)).wait().await?;
-        let handle = self.filesystem.open(file.number)?.handle;
+        let file = self.filesystem.lookup(ROOT, OsStr::new(name), 0).wait().await?;
+        let handle = self.filesystem.open(file.number, Access::Read, 0)?.handle;
         let mut bytes = Vec::new();
         loop {
             let chunk = self.filesystem.read(handle, bytes.len() as u64, 128 << 10).wait().await?;
@@ -68,8 +69,9 @@ fn engine(with_cache: bool) -> Engine {
         .then(|| CacheDir::open(&dir.path().join("cache"), Path::new("/elsewhere"), limits).unwrap());
     let cache = cache.map(Arc::new);
     let runtime = Handle::current();
+    let uploads = Uploads::new(store.clone(), cache.clone(), WriteOptions::default(), runtime.clone());
     let filesystem =
-        Filesystem::new(store.clone(), cache, None, Expose::File, &MountOptions::default(), runtime);
+        Filesystem::new(store.clone(), cache, uploads, None, Expose::File, &MountOptions::default(), runtime);
     Engine { dir, store, filesystem: Arc::new(filesystem) }
 }
 
@@ -120,7 +122,7 @@ async fn without_a_cache_the_last_reader_ends_the_download() {
     let engine = engine(false);
     let body = artifacts::random_bytes(3, 2_000_000);
     engine.put("a.zst", &body);
-    let file = engine.filesystem.lookup(ROOT, OsStr::new("a.zst")).wait().await.unwrap();
+    let file = engine.filesystem.lookup(ROOT, OsStr::new("a.zst"), 0).wait().await.unwrap();
     let (first, second) = (engine.open(file.number), engine.open(file.number));
     let end = engine.filesystem.read(first, 1_999_000, 4096).wait().await.unwrap();
     assert_eq!(&end[..], &body[1_999_000..]);
@@ -145,8 +147,11 @@ async fn a_failed_question_is_not_remembered_as_an_answer() {
 async fn inode_numbers_and_handles_of_nothing_are_refused() {
     let engine = engine(true);
     assert_eq!(engine.filesystem.attributes(99).unwrap_err().kind(), Kind::Invalid);
-    assert_eq!(engine.filesystem.open(99).err().map(|e| e.kind()), Some(Kind::Invalid));
+    assert_eq!(engine.filesystem.open(99, Access::Read, 0).err().map(|e| e.kind()), Some(Kind::Invalid));
     assert_eq!(engine.filesystem.read(99, 0, 1).wait().await.unwrap_err().kind(), Kind::Invalid);
-    assert_eq!(engine.filesystem.open(ROOT).err().map(|e| e.kind()), Some(Kind::IsDirectory));
+    assert_eq!(
+        engine.filesystem.open(ROOT, Access::Read, 0).err().map(|e| e.kind()),
+        Some(Kind::IsDirectory)
+    );
     engine.filesystem.forget(99, 1);
 }

@@ -20,3 +20,5 @@ mod reading;
 mod remotes;
 mod scripts;
 mod trust;
+mod uploads;
+mod writing;

@@ -1,7 +1,7 @@
 //! Names: keys as paths, hostile keys, listings, attributes.
 
 use std::ffi::{CString, OsStr};
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -437,20 +437,13 @@ fn access(path: &Path, mode: i32) -> std::io::Result<()> {
 }
 
 #[test]
-fn the_file_system_says_that_it_is_read_only_and_how_full_the_disk_is() {
+fn the_file_system_says_what_may_be_done_and_how_full_the_disk_is() {
     needs_fuse!();
     let (server, place, mount) = serving(&[NAME]);
     let file = mount.file(NAME);
-    access(&file, libc::R_OK).unwrap();
-    let refused = [libc::EROFS, libc::EACCES];
-    assert!(refused.contains(&errno(access(&file, libc::W_OK))));
-    assert!(refused.contains(&errno(access(&mount.path, libc::W_OK))));
+    access(&file, libc::R_OK | libc::W_OK).unwrap();
+    access(&mount.path, libc::W_OK | libc::X_OK).unwrap();
     assert_eq!(errno(access(&file, libc::X_OK)), libc::EACCES);
-    assert_eq!(errno(File::create(mount.file("new.zst"))), libc::EROFS);
-    assert_eq!(errno(File::options().append(true).open(&file)), libc::EROFS);
-    assert_eq!(errno(fs::remove_file(&file)), libc::EROFS);
-    assert_eq!(errno(fs::rename(&file, mount.file("other"))), libc::EROFS);
-    assert_eq!(errno(fs::create_dir(mount.file("dir"))), libc::EROFS);
     let df = |path: &Path| {
         output(Command::new("df").args(["-B1", "--output=size"]).arg(path)).lines().nth(1).map(str::to_owned)
     };

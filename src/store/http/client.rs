@@ -1,7 +1,5 @@
 //! Requests to a web server: credentials, redirects, time-outs, retries.
 
-use std::time::Duration;
-
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, Scheme};
@@ -12,8 +10,6 @@ use crate::config::{Credentials, Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::store::connector::{Pool, Trouble, pool, trouble};
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
 const MAX_REDIRECTS: u32 = 10;
 
 /// Asks one server, and whoever it redirects to.
@@ -83,7 +79,7 @@ impl Client {
                 Ok(answer) => is_overload(answer.response.status()),
                 Err(error) => matches!(error.kind(), Kind::Unreachable | Kind::TimedOut),
             };
-            let pause = backoff(attempt);
+            let pause = self.patience.pause(attempt);
             if !again || attempt >= attempts || Instant::now() + pause >= deadline {
                 return answer;
             }
@@ -174,11 +170,6 @@ fn is_overload(status: StatusCode) -> bool {
     status == StatusCode::TOO_MANY_REQUESTS
         || status.is_server_error()
             && !matches!(status, StatusCode::NOT_IMPLEMENTED | StatusCode::HTTP_VERSION_NOT_SUPPORTED)
-}
-
-/// Full jitter (<https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>).
-fn backoff(attempt: u32) -> Duration {
-    MAX_BACKOFF.min(FIRST_BACKOFF * 2u32.saturating_pow(attempt.min(16))).mul_f64(fastrand::f64())
 }
 
 fn unanswered(error: &hyper_util::client::legacy::Error, what: &str) -> Error {

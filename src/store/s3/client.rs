@@ -37,7 +37,11 @@ pub struct S3Client {
     pub sdk: Client,
     /// The same, which asks only once.
     pub once: Client,
+    /// The same, which asks only once and waits without an end: whoever sends a body knows whether it gets on.
+    pub upload: Client,
     pub signed: bool,
+    /// Whether Amazon's own S3 is asked, not another server that speaks its language.
+    pub is_amazon: bool,
 }
 
 /// Finds region and credentials and makes the client. Doesn't fail: credentials that can't be loaded fail each
@@ -78,11 +82,14 @@ pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
         loader = loader.profile_name(profile);
     }
     let shared = loader.load().await;
-    let path_style = options.force_path_style || shared.endpoint_url().is_some();
+    let is_amazon = shared.endpoint_url().is_none();
+    let path_style = options.force_path_style || !is_amazon;
     let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
     let config = if signed { config } else { config.allow_no_auth() };
     let once = config.clone().retry_config(RetryConfig::disabled());
-    S3Client { sdk: Client::from_conf(config.build()), once: Client::from_conf(once.build()), signed }
+    let upload = once.clone().timeout_config(TimeoutConfig::disabled());
+    let [sdk, once, upload] = [config, once, upload].map(|config| Client::from_conf(config.build()));
+    S3Client { sdk, once, upload, signed, is_amazon }
 }
 
 fn http_client(connector: Connector) -> SharedHttpClient {

@@ -3,6 +3,8 @@
 mod client;
 mod connector;
 mod failure;
+mod multipart;
+mod put;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -18,14 +20,15 @@ use aws_sdk_s3::types::{ChecksumMode, EncodingType};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use percent_encoding::percent_decode_str;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::checksum::{Algorithm, Checksum};
 use crate::config::{Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::object::{ETag, Key, ObjectVersion};
-use crate::store::{Body, ListedObject, ObjectStore, Page};
+use crate::store::{Body, Existing, ListedObject, ObjectStore, Page, Payload, Put};
 use failure::Failure;
+use put::Dialect;
 
 /// How long the answer to "may we list?" holds, which decides what a 403 means.
 const LIST_RIGHT_TTL: Duration = Duration::from_secs(60);
@@ -41,6 +44,10 @@ pub struct S3Store {
     client: OnceCell<client::S3Client>,
     /// Guards only the remembered answer; never held across a request.
     list_right: Mutex<Option<(Instant, ListRight)>>,
+    /// What uploads have shown of the server. Guards only that; never held across a request.
+    dialect: Mutex<Option<Dialect>>,
+    /// One for each body that may be on its way to the server.
+    slots: Semaphore,
 }
 
 /// What the remote lets us see.
@@ -69,6 +76,8 @@ impl S3Store {
             http: connector::Connector::new(options)?,
             client: OnceCell::new(),
             list_right: Mutex::new(None),
+            dialect: Mutex::new(None),
+            slots: Semaphore::new(multipart::AT_ONCE),
         })
     }
 
@@ -239,6 +248,18 @@ impl ObjectStore for S3Store {
         };
         let skip = check_answer(&output, object, &range, &what)?;
         Ok(Body::window(chunks(output.body, what), skip, range.end - range.start))
+    }
+
+    async fn accepts_uploads(&self) -> bool {
+        self.client().await.signed
+    }
+
+    async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
+        self.upload(key, payload, existing).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        self.remove(key).await
     }
 }
 

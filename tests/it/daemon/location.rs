@@ -175,7 +175,11 @@ fn keys_named_like_the_mountpoint_or_our_own_directory_do_no_harm() {
         mount.unmount();
         assert_eq!(names_in(&path), [""; 0], "{name}: nothing was put under the mountpoint");
         let own = place.cache().join(".aztec-cache");
-        assert_eq!(names_in(&own), ["format", "meta", "notes", "partial", "space"], "{name}");
+        assert_eq!(
+            names_in(&own),
+            ["format", "journal", "meta", "notes", "partial", "space", "spool"],
+            "{name}"
+        );
     }
 }
 
@@ -205,7 +209,7 @@ fn the_mount_table_says_what_is_mounted_where() {
     assert_eq!(mounted(&mount.path), Some(expected));
     let output = Command::new("findmnt").args(["-n", "-o", "OPTIONS"]).arg(&mount.path).output().unwrap();
     let options = String::from_utf8_lossy(&output.stdout).into_owned();
-    for option in ["ro", "nosuid", "nodev", "default_permissions"] {
+    for option in ["rw", "nosuid", "nodev", "default_permissions"] {
         assert!(options.trim().split(',').any(|o| o == option), "{option}: {options}");
     }
     mount.unmount();

@@ -199,11 +199,12 @@ fn an_ordinary_user_is_told_how_to_allow_others() {
 }
 
 #[test]
-fn every_write_is_refused_since_the_mount_is_read_only() {
+fn every_write_to_a_read_only_mount_is_refused() {
     needs_fuse!();
     let server = serve();
     server.put(&key("dir/nested.tar.gz"), "bytes");
-    let place = Place::of(&server);
+    let mut place = Place::of(&server);
+    place.arg("--read-only");
     let mount = place.mount();
     let (file, new, dir) = (mount.file("noir-1.tar.gz"), mount.file("new"), mount.file("dir"));
     let open = |path: &Path| fs::OpenOptions::new().write(true).open(path);
