@@ -5,6 +5,7 @@ mod faults;
 mod flags;
 mod mounting;
 mod save;
+mod stock;
 
 use std::ffi::OsString;
 use std::fs;
