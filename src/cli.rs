@@ -125,14 +125,14 @@ pub struct SetupPassthroughArgs {
 /// `aztec-cache unmount`
 #[derive(Args, Debug)]
 pub struct UnmountArgs {
-    /// The directory to unmount [default: $HOME/.aztec-cache/remote]
+    /// The directory to unmount [env: AZTEC_CACHE_MOUNTPOINT] [default: $HOME/.aztec-cache/remote]
     pub mountpoint: Option<PathBuf>,
 }
 
 /// `aztec-cache mount`
 #[derive(Args, Debug, Default)]
 pub struct MountArgs {
-    /// The directory to mount on, created when missing [default: $HOME/.aztec-cache/remote]
+    /// The directory to mount on, created when missing [env: AZTEC_CACHE_MOUNTPOINT] [default: $HOME/.aztec-cache/remote]
     pub mountpoint: Option<PathBuf>,
 
     /// Stay in front instead of becoming a daemon; log to stderr
@@ -422,7 +422,7 @@ pub struct LogArgs {
     #[arg(short, action = ArgAction::Count)]
     pub verbose: u8,
 
-    /// Log errors only, and print no ready line
+    /// Log errors only; print no ready line, and say nothing of an artifact that 'get' doesn't find
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
 

@@ -14,7 +14,7 @@ use crate::config::{EngineConfig, SpaceLimits, WriteOptions};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Fetcher, Source, State};
 use crate::handles::OpenFile;
-use crate::listing::Listings;
+use crate::listing::{Entry, Listings};
 use crate::object::{DISABLED, InvalidKey, Key};
 use crate::store::{self, ObjectStore};
 use crate::upload::Uploads;
@@ -131,6 +131,23 @@ impl Engine {
         }
         let (coherence, remote) = (self.coherence.clone(), self.store.head(key).await);
         blocking(move || coherence.settle(local, remote)).await?
+    }
+
+    /// Whether `key` is complete here, which is known without a request.
+    pub fn is_here(&self, key: &Key) -> bool {
+        matches!(self.coherence.local(key), Local::Serve(_))
+    }
+
+    /// Finds out that there is an artifact `key`; what a recent listing knows isn't asked again.
+    ///
+    /// # Errors
+    /// Those of [`Engine::find`].
+    pub async fn exists(&self, key: &Key) -> Result<()> {
+        match self.listings.find(key.dir(), key.name()) {
+            Some(Some(Entry::File(_))) => Ok(()),
+            Some(None) => Err(Error::new(Kind::NotFound, format!("{key}: no such object"))),
+            _ => self.find(key).await.map(drop),
+        }
     }
 
     /// What writes artifacts, as `options` say.

@@ -8,6 +8,7 @@ use std::process::Command;
 use aztec_cache_test_support::user::{User, ordinary_user};
 
 use crate::stage::{ACCESS_KEY, BUCKET, SECRET_KEY};
+use crate::work_dir::give;
 use crate::{Result, process, task};
 
 /// The binary that is measured, as cargo built it.
@@ -16,6 +17,10 @@ const BINARY: &str = env!("CARGO_BIN_EXE_aztec-cache");
 pub const OURS: &str = "ours";
 /// Our mount by an ordinary user, through `fusermount3`: the kernel's page cache.
 pub const OURS_USER: &str = "ours-user";
+/// Our `cache_download`, with our mount by root there.
+pub const SCRIPTS_MOUNT: &str = "scripts+mount";
+/// Our `cache_download` without a mount.
+pub const SCRIPTS: &str = "scripts";
 /// A plain copy on the same disk.
 pub const LOCAL: &str = "local file";
 /// The very file in our cache directory, read without the mount.
@@ -33,6 +38,22 @@ pub struct Setup {
     pub endpoint: String,
     /// What it shows of the bucket, ends in `/`.
     pub prefix: String,
+}
+
+impl Setup {
+    /// What belongs to `user`, if there is one, in the directory `home`.
+    ///
+    /// # Errors
+    /// The directories in it can't be made.
+    pub fn new(home: &Path, endpoint: &str, prefix: &str, user: Option<&User>) -> Result<Setup> {
+        let [mountpoint, cache] = ["mnt", "cache"].map(|name| home.join(name));
+        for dir in [&mountpoint, &cache] {
+            fs::create_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+            give(dir, user)?;
+        }
+        let (home, endpoint, prefix) = (home.to_owned(), endpoint.to_owned(), prefix.to_owned());
+        Ok(Setup { mountpoint, cache, home, endpoint, prefix })
+    }
 }
 
 /// A file system.
@@ -125,8 +146,25 @@ impl FileSystem {
         }
     }
 
+    /// One of our scripts, which finds this program, and its mount where that is mounted.
+    pub fn script(&self, setup: &Setup, name: &str) -> Command {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-scripts").join(name);
+        let mut command = self.settings(task::program(script, self.user.as_ref()), setup);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let ours = self.program.parent().map(Path::to_owned);
+        let path = std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&path)));
+        command.env("PATH", path.unwrap_or_default()).env("CACHE_LOCAL_DIR", &setup.cache);
+        command.env("AZTEC_CACHE_MOUNTPOINT", &setup.mountpoint);
+        command.env("AZTEC_CACHE_REMOTE", format!("s3://{BUCKET}/{}", setup.prefix));
+        command.env("S3_BUILD_CACHE_AWS_PARAMS", format!("--endpoint-url {}", setup.endpoint));
+        command
+    }
+
     fn command(&self, setup: &Setup) -> Command {
-        let mut command = task::program(&self.program, self.user.as_ref());
+        self.settings(task::program(&self.program, self.user.as_ref()), setup)
+    }
+
+    fn settings(&self, mut command: Command, setup: &Setup) -> Command {
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", &setup.home).current_dir(&setup.home);
         // Nothing outside this machine is asked for credentials.

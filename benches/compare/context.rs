@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::time::SystemTime;
 
 use crate::args::{Args, Link, Server};
-use crate::contenders::FileSystem;
+use crate::contenders::{FileSystem, SCRIPTS, SCRIPTS_MOUNT};
 use crate::results::Results;
 use crate::scale::Scale;
 use crate::shell::Shell;
@@ -22,6 +22,10 @@ pub struct Context {
     pub links: Vec<Link>,
     /// The mounts compared.
     pub file_systems: Vec<FileSystem>,
+    /// Our mount, which the scripts use.
+    pub own: FileSystem,
+    /// The ways in which our scripts are compared.
+    pub scripts: Vec<&'static str>,
     /// The commands compared.
     pub shells: Vec<Shell>,
     /// What was measured so far.
@@ -62,7 +66,10 @@ impl Context {
         let turn = wait_for_turn()?;
         let work = WorkDir::new()?;
         let mut file_systems = FileSystem::all(work.path())?;
+        let own = file_systems.first().cloned().ok_or("no mount of ours")?;
         file_systems.retain(|fs| chosen(fs.name));
+        let mut scripts = vec![SCRIPTS_MOUNT, SCRIPTS];
+        scripts.retain(|name| chosen(name));
         let mut shells = Shell::all();
         shells.retain(|shell| chosen(shell.name));
         Ok(Context {
@@ -70,6 +77,8 @@ impl Context {
             runs: args.runs(),
             links: args.links(),
             file_systems,
+            own,
+            scripts,
             shells,
             results: Results::default(),
             notes: Vec::new(),

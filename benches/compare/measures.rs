@@ -1,7 +1,7 @@
 //! The measures that aztec-cache set itself, and whether the results reach them.
 
 use crate::args::Link;
-use crate::contenders::{CACHE_FILE, LOCAL, OURS, OURS_USER};
+use crate::contenders::{CACHE_FILE, LOCAL, OURS, OURS_USER, SCRIPTS_MOUNT};
 use crate::results::{Results, Row};
 use crate::shell::{CURL, CURL_DIR};
 use crate::workloads::ROUND_TRIPS;
@@ -121,6 +121,16 @@ pub fn judge(results: &Results) -> Vec<Measure> {
             "bootstrap cold, S3-like: time / the shell layer's with its directory",
             found.ratio(("bootstrap.cold", slow, OURS), ("bootstrap.cold", slow, CURL_DIR)),
             1.0,
+        ),
+        at_most(
+            "bootstrap warm by our scripts: time / the shell layer's with its directory",
+            found.ratio(("bootstrap.warm", None, SCRIPTS_MOUNT), ("bootstrap.warm", None, CURL_DIR)),
+            1.0,
+        ),
+        at_most(
+            "bootstrap cold by our scripts, S3-like: time / the shell layer's with its directory",
+            found.ratio(("bootstrap.cold", slow, SCRIPTS_MOUNT), ("bootstrap.cold", slow, CURL_DIR)),
+            0.5,
         ),
         at_most("requests for a cold small file", found.one("requests.cold", None, OURS), 2.0),
         at_most("requests for a warm one", found.one("requests.warm", None, OURS), 0.0),

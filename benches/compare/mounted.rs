@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::contenders::{FileSystem, Setup};
 use crate::process::{end, last_lines, wait_for};
 use crate::task::{self, Outcome};
-use crate::work_dir::{WorkDir, give};
+use crate::work_dir::WorkDir;
 use crate::{Result, process};
 
 /// How long a daemon may take to end once it is unmounted.
@@ -33,14 +33,7 @@ impl Mounted {
     /// Mounts what is below `prefix` of the bucket at `endpoint`, with an empty cache.
     pub fn new(fs: &FileSystem, work: &WorkDir, endpoint: &str, prefix: &str) -> Result<Mounted> {
         let place = work.scratch("mount-", fs.user.as_ref())?;
-        let home = place.path().to_owned();
-        let [mountpoint, cache] = ["mnt", "cache"].map(|name| home.join(name));
-        for dir in [&mountpoint, &cache] {
-            fs::create_dir(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
-            give(dir, fs.user.as_ref())?;
-        }
-        let setup =
-            Setup { mountpoint, cache, home, endpoint: endpoint.to_owned(), prefix: prefix.to_owned() };
+        let setup = Setup::new(place.path(), endpoint, prefix, fs.user.as_ref())?;
         let root = fs.root(&setup);
         let mut mounted = Mounted { fs: fs.clone(), setup, root, child: None, place: Some(place) };
         mounted.start()?;
@@ -66,6 +59,11 @@ impl Mounted {
     /// Where our mount keeps the file of a name.
     pub fn cached(&self, name: &str) -> PathBuf {
         self.setup.cache.join(name)
+    }
+
+    /// Where it lives and what it reads.
+    pub fn setup(&self) -> &Setup {
+        &self.setup
     }
 
     /// Where the names are.

@@ -1,5 +1,7 @@
 //! `aztec-cache exists`
 
+use std::collections::HashMap;
+
 use futures_util::StreamExt;
 use futures_util::stream;
 
@@ -17,7 +19,20 @@ pub fn run(args: &ExistsArgs) -> Result<u8> {
         return Ok(1);
     }
     let engine = start(&args.engine)?;
-    engine.wait(async { Ok(ask_all(&engine, &args.names).await) })
+    engine.wait(async {
+        prepare(&engine, &args.names).await;
+        Ok(ask_all(&engine, &args.names).await)
+    })
+}
+
+/// Lists directories of which more names are to be asked about than at a time: one listing may answer all.
+async fn prepare(engine: &Engine, names: &[String]) {
+    let mut counts: HashMap<String, usize> = HashMap::new();
+    for key in names.iter().filter_map(|name| key(name).ok()).filter(|key| !engine.is_here(key)) {
+        *counts.entry(key.dir().to_owned()).or_default() += 1;
+    }
+    let dirs = counts.iter().filter(|(_, count)| **count > AT_ONCE).map(|(dir, _)| dir);
+    stream::iter(dirs).for_each_concurrent(AT_ONCE, |dir| engine.listings.prepare(dir)).await;
 }
 
 async fn ask_all(engine: &Engine, names: &[String]) -> u8 {
@@ -34,5 +49,5 @@ async fn ask_all(engine: &Engine, names: &[String]) -> u8 {
 }
 
 async fn exists(engine: &Engine, name: &str) -> Result<(), Error> {
-    engine.find(&key(name)?).await.map(drop)
+    engine.exists(&key(name)?).await
 }

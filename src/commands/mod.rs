@@ -16,8 +16,8 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::cli::{self, Cli, Command};
-use crate::error::Result;
+use crate::cli::{self, Cli, Command, LogArgs};
+use crate::error::{Kind, Result};
 use crate::privilege;
 
 /// The whole program: does what `args` say; a failure is one line on stderr.
@@ -38,7 +38,7 @@ fn run(cli: Cli) -> Result<u8> {
     match cli.command {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
-        Command::Get(args) => get::run(&args).map(|()| 0),
+        Command::Get(args) => or_quiet_miss(get::run(&args), &args.engine.log),
         Command::Put(args) => put::run(&args),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
@@ -47,5 +47,14 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Evict(args) => evict::evict(&args),
         Command::Prune(args) => evict::prune(&args).map(|()| 0),
         Command::SetupPassthrough(args) => setup_passthrough::run(&args).map(|()| 0),
+    }
+}
+
+/// The exit code. With `--quiet` nothing is said of an artifact that doesn't exist: scripts that try their luck look at the
+/// code.
+fn or_quiet_miss(result: Result<()>, log: &LogArgs) -> Result<u8> {
+    match result {
+        Err(error) if log.quiet && error.kind() == Kind::NotFound => Ok(error.exit_code()),
+        result => result.map(|()| 0),
     }
 }

@@ -51,13 +51,19 @@ pub fn run(args: &PutArgs) -> Result<u8> {
     }
     let mut input = open(&args.file)?;
     let engine = start_with(&config.engine)?;
+    let unasked = config.write.upload.is_none();
     let uploads = engine.uploads(config.write)?;
-    check_destination(&engine, &uploads)?;
+    let mode = engine.wait(async { Ok(uploads.mode().await) })?;
+    check_destination(&engine, mode)?;
     let put = Put { engine: &engine, uploads: &uploads, key: &key, progress: Progress::new() };
     match put.run(&mut input, &args.file) {
         Err(error) if error.kind() == Kind::Damaged => {
             put.progress.say(&format!("aztec-cache: {error}"));
             Ok(1)
+        }
+        Ok(()) if unasked && mode == Upload::Never => {
+            put.progress.say(&format!("aztec-cache: {key}: saved here alone: no credentials to upload it"));
+            Ok(0)
         }
         result => result.map(|()| 0),
     }
@@ -76,9 +82,9 @@ fn open(path: &Path) -> Result<File> {
     opened.map_err(|e| Error::usage(format!("{}: can't be read: {e}; name a readable file", path.display())))
 }
 
-fn check_destination(engine: &Engine, uploads: &Uploads) -> Result<()> {
+fn check_destination(engine: &Engine, mode: Upload) -> Result<()> {
     let is_kept = engine.cache.as_ref().is_some_and(|cache| cache.is_writable());
-    if is_kept || engine.wait(async { Ok(uploads.mode().await) })? != Upload::Never {
+    if is_kept || mode != Upload::Never {
         return Ok(());
     }
     Err(Error::usage(

@@ -229,9 +229,13 @@ fn config_file(arg: Option<&PathBuf>, env: Env) -> Result<ConfigFile> {
 pub fn mountpoint(arg: Option<&Path>, env: Env) -> Result<PathBuf> {
     let path = match arg {
         Some(path) => path.to_owned(),
-        None => path_var(env, "HOME")
-            .ok_or_else(|| Error::usage("MOUNTPOINT: HOME is not set; name the directory to mount on"))?
-            .join(".aztec-cache/remote"),
+        None => match (path_var(env, "AZTEC_CACHE_MOUNTPOINT"), path_var(env, "HOME")) {
+            (Some(path), _) => path,
+            (None, Some(home)) => home.join(".aztec-cache/remote"),
+            (None, None) => {
+                return Err(Error::usage("MOUNTPOINT: HOME is not set; name the directory to mount on"));
+            }
+        },
     };
     std::path::absolute(&path)
         .map_err(|e| Error::usage(format!("MOUNTPOINT: {}: {e}; name a directory", path.display())))

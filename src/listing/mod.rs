@@ -13,6 +13,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::answer::blocking;
 use crate::cache::LocalNames;
@@ -36,6 +37,8 @@ const PAGE: u16 = 1000;
 /// would be left of the time for which it answers them.
 const MISS_PAGES: u32 = 20;
 const MISS_TIME: Duration = Duration::from_millis(500);
+/// How long a listing that is to answer many questions is waited for before they are asked one by one.
+const PREPARATION: Duration = Duration::from_millis(200);
 
 /// Lists directories, each once for many askers.
 pub struct Listings {
@@ -104,6 +107,14 @@ impl Listings {
             let (load, misses) = (self.load(dir), self.misses.clone());
             self.runtime.spawn(load.run_for_misses(misses));
         }
+    }
+
+    /// Lists `dir`, if it isn't too large, before many of its names are asked about: [`Listings::find`] knows them all then.
+    /// Returns when it is listed, or when that takes longer than questions about some names would.
+    pub async fn prepare(&self, dir: &str) {
+        let listed = self.runtime.spawn(self.load(dir).run_for_misses(self.misses.clone()));
+        // Not yet: it goes on, and answers what is asked about later.
+        let _ = timeout(PREPARATION, listed).await;
     }
 
     /// The entry `name` of `dir`, if `dir` was listed in the last 10 s; `Some(None)` when it is known that there is none.

@@ -18,6 +18,7 @@ mod offline;
 mod passthrough;
 mod reading;
 mod remotes;
+mod scripts;
 mod trust;
 mod uploads;
 mod writing;

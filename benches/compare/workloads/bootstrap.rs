@@ -11,7 +11,7 @@ use aztec_cache_test_support::user::User;
 use super::tar::tar;
 use crate::args::Link;
 use crate::artifacts::{self, Artifact};
-use crate::contenders::{FileSystem, LOCAL};
+use crate::contenders::{FileSystem, LOCAL, SCRIPTS_MOUNT, Setup};
 use crate::context::Context;
 use crate::mounted::Mounted;
 use crate::shell::Shell;
@@ -50,6 +50,9 @@ pub fn run(context: &mut Context) -> Result<()> {
             }
             for fs in Context::turn(&context.file_systems, run) {
                 context.attempt(fs.name, &what, |context| by_mount(context, &fs, link, &artifacts))?;
+            }
+            for name in context.scripts.clone() {
+                context.attempt(name, &what, |context| by_scripts(context, name, link, &artifacts))?;
             }
         }
     }
@@ -112,6 +115,32 @@ fn by_mount(context: &mut Context, fs: &FileSystem, link: Link, artifacts: &[Art
     mounted.wait_until_idle()?;
     let seconds = through(context, user, &mounted, artifacts)?;
     context.results.add("bootstrap.half", Some(link), fs.name, seconds);
+    Ok(())
+}
+
+/// Our scripts, which a build calls once for each artifact.
+fn by_scripts(context: &mut Context, name: &'static str, link: Link, artifacts: &[Artifact]) -> Result<()> {
+    let url = context.url(link)?;
+    let fs = context.own.clone();
+    let place = context.work.scratch("scripts-", fs.user.as_ref())?;
+    let unmounted = Setup::new(place.path(), &url, PREFIX, fs.user.as_ref())?;
+    let mounted = match name {
+        SCRIPTS_MOUNT => Some(Mounted::new(&fs, &context.work, &url, PREFIX)?),
+        _ => None,
+    };
+    let setup = mounted.as_ref().map_or(&unmounted, Mounted::setup);
+    let command = |artifact: &Artifact, into: &Path| {
+        let mut command = fs.script(setup, "cache_download");
+        command.arg(&artifact.name).arg(into);
+        command
+    };
+    let seconds = all(context, fs.user.as_ref(), artifacts, &command)?;
+    context.results.add("bootstrap.cold", Some(link), name, seconds);
+    if is_last(context, link) {
+        mounted.iter().try_for_each(Mounted::wait_until_idle)?;
+        let seconds = all(context, fs.user.as_ref(), artifacts, &command)?;
+        context.results.add("bootstrap.warm", None, name, seconds);
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use aztec_cache_test_support::s3::S3Server;
+use aztec_cache_test_support::s3::{Op, S3Server};
 use aztec_cache_test_support::web::{Reply, WebServer};
 
 use super::{command, offline, run};
@@ -46,18 +46,55 @@ fn what_is_local_exists_without_the_remote_and_what_isn_t_is_unknown() {
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("b.zst"));
 }
 
-#[test]
-fn many_names_cost_a_request_each_over_a_few_connections() {
-    let names: Vec<String> = (0..300).map(|i| format!("vk-{i}.zst")).collect();
-    let bucket = S3Server::start();
-    let place = Place::of(&bucket);
-    assert_eq!(command(&place, &["exists"]).args(&names).output().unwrap().status.code(), Some(1));
-    assert_eq!((bucket.counts().requests(), bucket.counts().head), (300, 300));
+/// `count` names of one directory, none of which is there.
+fn absent(count: usize) -> Vec<String> {
+    (0..count).map(|i| format!("dir/vk-{i}.zst")).collect()
+}
 
+#[test]
+fn one_listing_answers_many_names() {
+    let server = S3Server::start();
+    server.put(&key("dir/there.zst"), "x");
+    let place = Place::of(&server);
+    let code = |names: &[String]| {
+        let output = command(&place, &["exists"]).args(names).output().unwrap();
+        assert!(is_silent(&output), "{output:?}");
+        (output.status.code(), server.counts().list, server.counts().head)
+    };
+    assert_eq!(code(&absent(300)), (Some(1), 1, 0));
+    server.reset_counts();
+    assert_eq!(code(&vec!["dir/there.zst".to_owned(); 300]), (Some(0), 1, 0));
+    // For as many as are asked about at a time it would take longer.
+    server.reset_counts();
+    assert_eq!(code(&absent(16)), (Some(1), 0, 16));
+    // What is here is known without.
+    std::fs::create_dir_all(place.cache()).unwrap();
+    run(&place, &["get", "dir/there.zst", "-o", "/dev/null"]);
+    server.reset_counts();
+    assert_eq!(code(&vec!["dir/there.zst".to_owned(); 300]), (Some(0), 0, 0));
+}
+
+#[test]
+fn a_listing_that_is_denied_or_takes_long_leaves_a_request_for_each_name() {
+    let server = S3Server::start();
+    let mut place = Place::of(&server);
+    let gate = server.hold(Op::List, None);
+    let output = command(&place, &["exists"]).args(absent(300)).output().unwrap();
+    assert_eq!((output.status.code(), server.counts().head), (Some(1), 300));
+    gate.release();
+    server.reset_counts();
+    place.arg("--no-sign-request");
+    let output = command(&place, &["exists"]).args(absent(300)).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!((server.counts().list, server.counts().head), (1, 300));
+}
+
+#[test]
+fn many_names_cost_a_web_server_a_request_each_over_a_few_connections() {
     let server = WebServer::start(|_| Reply::new(404));
     let place = Place::reading(&[&server.url()]);
-    let output = command(&place, &["exists"]).args(&names).output().unwrap();
+    let output = command(&place, &["exists"]).args(absent(300)).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert_eq!((server.requests().len(), server.count("HEAD")), (300, 300));
-    assert!(server.connections() <= 20, "{} connections", server.connections());
+    assert!(server.connections() <= 40, "{} connections", server.connections());
 }

@@ -177,3 +177,13 @@ fn without_a_home_and_with_a_cache_directory_that_can_t_be_made() {
         "{said}"
     );
 }
+
+#[test]
+fn quietly_a_miss_is_told_by_the_exit_code_alone() {
+    let server = S3Server::start();
+    let place = Place::of(&server);
+    let output = run(&place, &["get", "--quiet", "absent-1.tar.gz"]);
+    assert_eq!((output.status.code(), output.stdout.len(), output.stderr.len()), (Some(1), 0, 0));
+    server.stop();
+    assert_refused(&run(&place, &["get", "--quiet", "absent-1.tar.gz"]), 3, &["absent-1.tar.gz"]);
+}
