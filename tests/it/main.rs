@@ -19,3 +19,4 @@ mod passthrough;
 mod reading;
 mod remotes;
 mod trust;
+mod uploads;

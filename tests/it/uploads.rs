@@ -1,0 +1,3 @@
+//! Uploads: what becomes of bytes that are handed to a remote.
+
+mod store;
