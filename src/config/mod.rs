@@ -459,7 +459,7 @@ mod tests {
 
         let config_ = config(&[], &[]).unwrap();
         let public = "https://build-cache.aztec-labs.com/".to_owned();
-        assert_eq!(config_.remotes, [Remote::Http { url: public, credentials: None }]);
+        assert_eq!(config_.remotes, [Remote::Http { url: public, credentials: None, writable: false }]);
         assert_eq!((config_.cache_dir, config_.space.min_free), (None, Free::Percent(5)));
 
         let vars = [("AZTEC_CACHE_CONFIG", file)];

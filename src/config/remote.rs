@@ -24,6 +24,8 @@ pub enum Remote {
         url: String,
         /// Who we say we are.
         credentials: Option<Credentials>,
+        /// Whether it takes uploads, by PUT.
+        writable: bool,
     },
     /// `file:///DIR/`: a directory of artifacts, e.g. on a network share.
     File(PathBuf),
@@ -113,7 +115,7 @@ fn web(scheme: &str, rest: &str) -> Result<Remote, &'static str> {
         None => None,
     };
     let slash = if path.is_empty() || path.ends_with('/') { "" } else { "/" };
-    Ok(Remote::Http { url: format!("{scheme}://{host}/{path}{slash}"), credentials })
+    Ok(Remote::Http { url: format!("{scheme}://{host}/{path}{slash}"), credentials, writable: false })
 }
 
 /// `url` as it may be shown: without a user and a password.
@@ -179,12 +181,16 @@ mod tests {
         let credentials = Credentials { user: "me".into(), password: "p@ss".into() };
         assert_eq!(
             remote,
-            Remote::Http { url: "https://host:8443/a/b/".into(), credentials: Some(credentials) }
+            Remote::Http {
+                url: "https://host:8443/a/b/".into(),
+                credentials: Some(credentials),
+                writable: false
+            }
         );
         assert!(!format!("{remote:?}").contains("p@ss"));
         assert_eq!(
             Remote::parse("", "http://host").unwrap(),
-            Remote::Http { url: "http://host/".into(), credentials: None }
+            Remote::Http { url: "http://host/".into(), credentials: None, writable: false }
         );
         for url in
             ["https://me:secret@h/?x", "https://me:sec/ret@h/", "ftp://me:secret@h/", "s3://me:secret@b/"]

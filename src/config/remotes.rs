@@ -90,13 +90,15 @@ fn defaults(env: Env) -> Result<Vec<Remote>> {
 fn ci_server(env: Env) -> Result<Option<Remote>> {
     let Some(server) = var(env, CI_SERVER)? else { return Ok(None) };
     let server = Remote::parse(CI_SERVER, &server)?;
-    let Remote::Http { url, credentials } = server else {
+    let Remote::Http { url, credentials, .. } = server else {
         return Err(Error::usage(format!("{CI_SERVER}: not a web server; write https://HOST")));
     };
     let password = var(env, CI_PASSWORD)?;
     let credentials =
         credentials.or_else(|| password.map(|password| Credentials { user: CI_USER.to_owned(), password }));
-    Ok(Some(Remote::Http { url: format!("{url}artifacts/"), credentials }))
+    // Who doesn't say who they are may only read.
+    let writable = credentials.is_some();
+    Ok(Some(Remote::Http { url: format!("{url}artifacts/"), credentials, writable }))
 }
 
 /// Who web servers that the user named are told we are.
@@ -128,7 +130,7 @@ mod tests {
 
     fn web(url: &str, user: Option<(&str, &str)>) -> Remote {
         let credentials = user.map(|(user, pw)| Credentials { user: user.into(), password: pw.into() });
-        Remote::Http { url: url.into(), credentials }
+        Remote::Http { url: url.into(), credentials, writable: false }
     }
 
     fn bucket() -> Remote {
@@ -148,10 +150,9 @@ mod tests {
         let server = ("CI3_SERVER", "https://ci.example:8443");
         let artifacts = "https://ci.example:8443/artifacts/";
         assert_eq!(of(&[], &[server]).unwrap().0, [web(artifacts, None), public.clone()]);
-        assert_eq!(
-            of(&[], &[server, ("CI3_PASSWORD", "pw"), params]).unwrap().0,
-            [web(artifacts, Some(("aztec", "pw"))), bucket()]
-        );
+        let credentials = Some(Credentials { user: "aztec".into(), password: "pw".into() });
+        let ours = Remote::Http { url: artifacts.into(), credentials, writable: true };
+        assert_eq!(of(&[], &[server, ("CI3_PASSWORD", "pw"), params]).unwrap().0, [ours, bucket()]);
         assert_eq!(of(&[], &[("CI3_PASSWORD", "pw")]).unwrap().0, [public]);
         assert!(of(&[], &[("CI3_SERVER", "s3://bucket/")]).is_err());
     }

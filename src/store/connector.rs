@@ -53,6 +53,8 @@ where
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(options.patience.connect));
+    // What a request that was given up left in a connection isn't offered for longer to who doesn't take it.
+    tcp.set_tcp_user_timeout(Some(options.patience.first_byte + options.patience.stall));
     let https = HttpsConnectorBuilder::new()
         .with_tls_config(tls_config(options)?)
         .https_or_http()

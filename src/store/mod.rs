@@ -237,8 +237,8 @@ pub fn open(remotes: &[Remote], options: &S3Options) -> Result<Arc<dyn ObjectSto
 fn open_one(remote: &Remote, options: &S3Options) -> Result<Arc<dyn ObjectStore>> {
     let store: Arc<dyn ObjectStore> = match remote {
         Remote::S3 { bucket, prefix } => Arc::new(s3::S3Store::new(bucket, prefix, options)?),
-        Remote::Http { url, credentials } => {
-            Arc::new(http::HttpStore::new(url, credentials.as_ref(), options)?)
+        Remote::Http { url, credentials, writable } => {
+            Arc::new(http::HttpStore::new(url, credentials.as_ref(), *writable, options)?)
         }
         Remote::File(dir) => Arc::new(file::FileStore::new(dir)),
     };

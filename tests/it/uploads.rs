@@ -3,6 +3,7 @@
 mod engine;
 mod journal;
 mod model;
+mod store;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

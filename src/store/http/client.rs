@@ -1,5 +1,6 @@
 //! Requests to a web server: credentials, redirects, time-outs, retries.
 
+use aws_smithy_types::body::SdkBody;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, Scheme};
@@ -14,8 +15,7 @@ const MAX_REDIRECTS: u32 = 10;
 
 /// Asks one server, and whoever it redirects to.
 pub struct Client {
-    // None of our requests has a body.
-    pool: Pool<String>,
+    pool: Pool<SdkBody>,
     authorization: Option<HeaderValue>,
     patience: Patience,
 }
@@ -67,7 +67,8 @@ impl Client {
         let deadline = Instant::now() + first_byte * 2;
         let mut attempt = 1;
         loop {
-            let sent = timeout(first_byte, self.follow(&method, uri, &headers, what));
+            let follow = self.follow(&method, uri, &headers, what, |request| self.ask(request, what));
+            let sent = timeout(first_byte, follow);
             let answer = match timeout_at(deadline, sent).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(_)) | Err(_) => Err(Error::new(
@@ -88,11 +89,24 @@ impl Client {
         }
     }
 
-    /// One attempt, through all redirects.
-    async fn follow(&self, method: &Method, uri: &Uri, headers: &HeaderMap, what: &str) -> Result<Answer> {
+    /// One attempt, through all redirects. `ask` sends each request, to which it may give a body.
+    ///
+    /// # Errors
+    /// `ask`'s, and a redirect to where we don't go.
+    pub async fn follow<F>(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+        what: &str,
+        ask: impl Fn(Request<SdkBody>) -> F,
+    ) -> Result<Answer>
+    where
+        F: Future<Output = Result<Response<Incoming>>>,
+    {
         let (mut at, mut at_home) = (uri.clone(), true);
         for hop in 0..=MAX_REDIRECTS {
-            let mut request = Request::new(String::new());
+            let mut request = Request::new(SdkBody::empty());
             *request.method_mut() = method.clone();
             *request.uri_mut() = at.clone();
             *request.headers_mut() = headers.clone();
@@ -103,8 +117,8 @@ impl Client {
                 request.headers_mut().insert(header::AUTHORIZATION, value.clone());
             }
             let authorized = authorization.is_some();
-            let response = self.pool.request(request).await.map_err(|e| unanswered(&e, what))?;
-            match next_hop(&response, &at, what)? {
+            let response = ask(request).await?;
+            match next_hop(&response, method, &at, what)? {
                 Some(next) => at = next,
                 None => return Ok(Answer { response, authorized, redirected: hop > 0 }),
             }
@@ -114,12 +128,23 @@ impl Client {
             format!("{what}: redirected more than {MAX_REDIRECTS} times; check --remote"),
         ))
     }
+
+    /// Sends one request and waits for its answer.
+    ///
+    /// # Errors
+    /// `Unreachable`, `TimedOut`, or an answer that isn't HTTP.
+    pub async fn ask(&self, request: Request<SdkBody>, what: &str) -> Result<Response<Incoming>> {
+        self.pool.request(request).await.map_err(|e| unanswered(&e, what))
+    }
 }
 
 /// Where `response` redirects to, if it does. Addresses of redirects aren't shown: they may hold signatures.
-fn next_hop(response: &Response<Incoming>, from: &Uri, what: &str) -> Result<Option<Uri>> {
-    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return Ok(None);
+fn next_hop(response: &Response<Incoming>, method: &Method, from: &Uri, what: &str) -> Result<Option<Uri>> {
+    match response.status().as_u16() {
+        307 | 308 => {}
+        // Others may mean that something is to be read there.
+        301..=303 if *method != Method::PUT => {}
+        _ => return Ok(None),
     }
     let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let Some(next) = location.and_then(|location| resolve(from, location)) else {

@@ -1,6 +1,7 @@
 //! `https://HOST/PATH/` and `http://…`: objects on a plain web server, by GET and HEAD.
 
 mod client;
+mod put;
 mod version;
 
 use std::future::poll_fn;
@@ -20,11 +21,14 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::config::{Credentials, Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Body, ObjectStore, Page};
+use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, takes_no_uploads};
 use client::{Answer, Client};
 
 /// What a key's bytes are written as in a URL: all but the unreserved characters (RFC 3986, 2.3) and the slash.
 const IN_PATH: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~').remove(b'/');
+
+/// Who we say asks.
+const USER_AGENT: &str = concat!("aztec-cache/", env!("CARGO_PKG_VERSION"));
 
 /// How often a question is asked at most: it is what a `lookup` waits for. A read is asked for once, since who reads goes on
 /// by itself.
@@ -43,24 +47,37 @@ pub struct HttpStore {
     ranges: AtomicU8,
     /// HEAD isn't among the methods that the server knows.
     head_refused: AtomicBool,
+    /// It takes PUTs.
+    writable: bool,
 }
 
 impl HttpStore {
-    /// The store of the objects below `url`, which ends in `/`.
+    /// The store of the objects below `url`, which ends in `/`; whether uploads are tried at all, `writable` says.
     ///
     /// # Errors
     /// A CA bundle that can't be used.
-    pub fn new(url: &str, credentials: Option<&Credentials>, options: &S3Options) -> Result<HttpStore> {
+    pub fn new(
+        url: &str,
+        credentials: Option<&Credentials>,
+        writable: bool,
+        options: &S3Options,
+    ) -> Result<HttpStore> {
         Ok(HttpStore {
             url: url.into(),
             client: Client::new(credentials, options)?,
             ranges: AtomicU8::new(RANGES_UNKNOWN),
             head_refused: AtomicBool::new(false),
+            writable,
         })
     }
 
     fn what(&self, key: &Key) -> String {
         format!("{}{}", self.url, key)
+    }
+
+    fn uri(&self, path: &str, what: &str) -> Result<Uri> {
+        let uri = format!("{}{}", self.url, utf8_percent_encode(path, IN_PATH));
+        uri.parse().map_err(|e| Error::usage(format!("{what}: not a URL: {e}; check --remote")))
     }
 
     async fn send(&self, method: Method, key: &Key, headers: HeaderMap, attempts: u32) -> Result<Answer> {
@@ -75,15 +92,10 @@ impl HttpStore {
         attempts: u32,
         what: &str,
     ) -> Result<Answer> {
-        let uri = format!("{}{}", self.url, utf8_percent_encode(path, IN_PATH));
-        let uri: Uri =
-            uri.parse().map_err(|e| Error::usage(format!("{what}: not a URL: {e}; check --remote")))?;
+        let uri = self.uri(path, what)?;
         // An artifact is its bytes as they lie there: whatever they are packed with is for its reader to unpack.
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static(concat!("aztec-cache/", env!("CARGO_PKG_VERSION"))),
-        );
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         self.client.send(method, &uri, headers, attempts, what).await
     }
 
@@ -239,6 +251,17 @@ impl ObjectStore for HttpStore {
     fn serves_ranges(&self, object: &ObjectVersion) -> bool {
         // Parts of what may be two versions are never put together.
         self.ranges.load(Ordering::Relaxed) == RANGES_SERVED && !object.etag.is_length()
+    }
+
+    async fn accepts_uploads(&self) -> bool {
+        self.writable
+    }
+
+    async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
+        match self.writable {
+            true => self.upload(key, payload, existing).await,
+            false => Err(takes_no_uploads(&self.url, key)),
+        }
     }
 }
 

@@ -94,9 +94,10 @@ impl Failure {
         self.status == Some(501) || self.code.as_deref() == Some("NotImplemented")
     }
 
-    /// Whether the server calls the request itself wrong, as one does that doesn't know a header of it.
+    /// Whether the server calls the request itself wrong, as one may that doesn't know a header of it.
     pub fn is_bad_request(&self) -> bool {
-        self.status == Some(400) && self.error.kind() == Kind::Refused
+        let code = self.code.as_deref().unwrap_or("InvalidRequest");
+        self.status == Some(400) && matches!(code, "InvalidRequest" | "InvalidArgument" | "BadRequest")
     }
 
     /// Whether this refusal of a listing is about the right to list alone, not about the credentials.

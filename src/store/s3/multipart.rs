@@ -49,6 +49,8 @@ struct Part {
     length: u64,
     etag: String,
     checksum: Checksum,
+    /// Counts as sent for as long as it may become a part of the object.
+    transfer: Transfer,
 }
 
 /// Sends the payload of `upload`. Whatever keeps it from being stored, its parts don't stay.
@@ -65,11 +67,8 @@ pub(super) async fn send(upload: &mut Upload<'_>) -> Result<ObjectVersion, Failu
             upload.verify(etag.as_deref(), crc.as_deref()).await
         }
         Err(failure) => {
-            let aborting = pending.abort();
-            // Where nothing is heard, that would take as long again.
-            if !matches!(failure.error.kind(), Kind::Unreachable | Kind::TimedOut) {
-                let _ = aborting.await;
-            }
+            // Where nothing is heard it goes on by itself.
+            let _ = timeout(upload.store.options.patience.first_byte, pending.abort()).await;
             Err(failure)
         }
     }
@@ -116,7 +115,7 @@ async fn send_part(upload: &Upload<'_>, id: &str, number: i32, range: Range<u64>
     let (store, what) = (upload.store, &upload.what);
     let checksum = upload.checksum(range.clone()).await?;
     let crc = checksum.header_if(Algorithm::Crc64Nvme);
-    let output = persist(store.options.patience, || async {
+    let (output, transfer) = persist(store.options.patience, || async {
         let transfer = Transfer::new(upload.payload, range.clone());
         let request =
             upload.client.upload.upload_part().bucket(&store.bucket).key(store.full_key(upload.key));
@@ -126,12 +125,11 @@ async fn send_part(upload: &Upload<'_>, id: &str, number: i32, range: Range<u64>
         let answer = request.body(ByteStream::new(transfer.body())).send();
         let answer = transfer.watch(store.options.patience, what, answer).await?;
         let output = answer.map_err(|e| Failure::of_write(&e, what))?;
-        transfer.settle();
-        Ok(output)
+        Ok((output, transfer))
     })
     .await?;
     let etag = output.e_tag().ok_or_else(|| super::not_s3(what, "no ETag of a part"))?.to_owned();
-    Ok(Part { number, length: range.end - range.start, etag, checksum })
+    Ok(Part { number, length: range.end - range.start, etag, checksum, transfer })
 }
 
 /// Makes the parts the object; the ETag and the checksum that the server says it has.
@@ -141,10 +139,9 @@ async fn complete(
     parts: Vec<Part>,
 ) -> Result<(Option<String>, Option<String>), Failure> {
     let whole = joined(&parts);
-    whole.as_ref().map_or(Ok(()), |whole| upload.check_whole(whole))?;
-    let parts =
-        CompletedMultipartUpload::builder().set_parts(Some(parts.into_iter().map(completed).collect()));
-    let parts = parts.build();
+    whole.as_ref().map_or(Ok(()), |whole| upload.payload.check(whole, &upload.what))?;
+    let named = parts.iter().map(completed).collect();
+    let named = CompletedMultipartUpload::builder().set_parts(Some(named)).build();
     let patience = upload.store.options.patience;
     let mut attempts = Attempts::new(patience);
     loop {
@@ -156,7 +153,7 @@ async fn complete(
         }
         let request = upload.client.upload.complete_multipart_upload().bucket(&upload.store.bucket);
         let request = request.key(upload.store.full_key(upload.key)).upload_id(id);
-        let request = request.set_if_none_match(upload.condition()).multipart_upload(parts.clone());
+        let request = request.set_if_none_match(upload.condition()).multipart_upload(named.clone());
         let request = match &whole {
             Some(whole) => {
                 request.checksum_crc64_nvme(whole.to_header()).checksum_type(ChecksumType::FullObject)
@@ -165,6 +162,7 @@ async fn complete(
         };
         let failure = match timeout(patience.first_byte * COMPLETION, request.send()).await {
             Ok(Ok(output)) => {
+                parts.iter().for_each(|part| part.transfer.settle());
                 return Ok((
                     output.e_tag().map(str::to_owned),
                     output.checksum_crc64_nvme().map(str::to_owned),
@@ -192,11 +190,11 @@ fn joined(parts: &[Part]) -> Option<Checksum> {
     crc.map(Checksum::crc64nvme)
 }
 
-fn completed(part: Part) -> CompletedPart {
+fn completed(part: &Part) -> CompletedPart {
     CompletedPart::builder()
         .part_number(part.number)
         .set_checksum_crc64_nvme(part.checksum.header_if(Algorithm::Crc64Nvme))
-        .e_tag(part.etag)
+        .e_tag(&part.etag)
         .build()
 }
 
@@ -276,5 +274,20 @@ impl Drop for Pending {
         if self.is_open {
             drop(self.begin_abort());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_within_s3_s_limits_whatever_the_size() {
+        for size in [AT_ONCE_MAX + 1, 100 * MIB, 512 * MIB, 10 << 30, 200 << 30, 5 << 40] {
+            let part = part_size(size);
+            assert!(part >= PART_SIZES.start && size.div_ceil(part) <= MOST_PARTS, "{size}");
+            assert_eq!(part % MIB, 0);
+        }
+        assert_eq!([part_size(9 * MIB), part_size(1 << 30)], [PART_SIZES.start, PART_SIZES.end]);
     }
 }

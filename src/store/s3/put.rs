@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::primitives::ByteStream;
@@ -165,7 +166,8 @@ impl Upload<'_> {
     /// What the key holds already, as far as that settles the upload.
     async fn look(&self) -> Result<Option<Put>> {
         let Some(found) = self.find().await? else { return Ok(None) };
-        if self.unheard && self.is_ours(&found).await? {
+        if self.unheard && self.payload.is(&found, multipart::part_size(found.size)).await? {
+            self.payload.sent.fetch_add(self.payload.size, Ordering::Relaxed);
             return Ok(Some(Put::Stored(found)));
         }
         Ok((self.existing == Existing::Keep).then_some(Put::Kept))
@@ -190,20 +192,6 @@ impl Upload<'_> {
         }
     }
 
-    /// Whether `found` is known to have the payload's bytes.
-    async fn is_ours(&self, found: &ObjectVersion) -> Result<bool> {
-        let wanted = &self.payload.checksum;
-        let told = found.checksum.as_deref().cloned().or_else(|| Checksum::of_etag(found.etag.as_str()));
-        match told {
-            _ if found.size != self.payload.size => Ok(false),
-            Some(told) if told.as_crc64nvme().is_some() && wanted.as_crc64nvme().is_some() => {
-                Ok(told == *wanted)
-            }
-            Some(told) => self.payload.fits(told, multipart::part_size(self.payload.size)).await,
-            None => Ok(false),
-        }
-    }
-
     async fn send(&mut self) -> Result<ObjectVersion, Failure> {
         if multipart::takes(self.payload) { multipart::send(self).await } else { self.send_at_once().await }
     }
@@ -211,7 +199,7 @@ impl Upload<'_> {
     async fn send_at_once(&self) -> Result<ObjectVersion, Failure> {
         let whole = 0..self.payload.size;
         let checksum = self.checksum(whole.clone()).await?;
-        self.check_whole(&checksum)?;
+        self.payload.check(&checksum, &self.what)?;
         let transfer = Transfer::new(self.payload, whole);
         let request = self.client.upload.put_object().bucket(&self.store.bucket);
         let request = request.key(self.store.full_key(self.key)).set_if_none_match(self.condition());
@@ -229,22 +217,6 @@ impl Upload<'_> {
     pub async fn checksum(&self, range: Range<u64>) -> Result<Checksum> {
         let algorithm = if self.dialect.checksums { Algorithm::Crc64Nvme } else { Algorithm::Md5 };
         self.payload.checksum_of(algorithm, range).await
-    }
-
-    /// Checks by `found`, their checksum, that the bytes are those that were to be uploaded.
-    pub fn check_whole(&self, found: &Checksum) -> Result<()> {
-        match (found.as_crc64nvme(), self.payload.checksum.as_crc64nvme()) {
-            (Some(found), Some(wanted)) if found != wanted => {
-                let what = &self.what;
-                Err(Error::new(
-                    Kind::Local,
-                    format!(
-                        "{what}: what was to be uploaded has changed since it was written; write it again"
-                    ),
-                ))
-            }
-            _ => Ok(()),
-        }
     }
 
     /// The condition that the key holds nothing, where it is wanted and the server knows it.

@@ -17,7 +17,8 @@ const ATTEMPTS: u32 = 3;
 const POLL: Duration = Duration::from_millis(10);
 
 /// A running server of the files put into it. Below `/private/` it wants the user `me` with the password `s3cret`; below
-/// `/hidden/` it says 403 of what isn't there, as a bucket behind a public name does.
+/// `/hidden/` it says 403 of what isn't there, as a bucket behind a public name does; below `/uploads/` the same user may
+/// put files, whatever is there already.
 pub struct Nginx {
     addr: SocketAddr,
     child: Child,
@@ -156,6 +157,8 @@ fn configuration(dir: &str, port: u16) -> String {
          \x20 keepalive_requests 100000;\n\
          \x20 server {{\n    listen 127.0.0.1:{port};\n    root {dir}/www;\n\
          \x20   location /private/ {{ auth_basic private; auth_basic_user_file {dir}/users; }}\n\
-         \x20   location /hidden/ {{ try_files $uri =403; }}\n  }}\n}}\n"
+         \x20   location /hidden/ {{ try_files $uri =403; }}\n\
+         \x20   location /uploads/ {{\n      auth_basic private; auth_basic_user_file {dir}/users;\n\
+         \x20     dav_methods PUT; create_full_put_path on; client_max_body_size 64m;\n    }}\n  }}\n}}\n"
     )
 }

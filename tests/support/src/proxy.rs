@@ -1,6 +1,6 @@
 //! A TCP proxy that behaves like a bad network.
 //!
-//! It doesn't parse HTTP: it delays, slows, cuts, resets or damages what a server sends, whatever the server is.
+//! It doesn't parse HTTP: it delays, cuts, resets or damages what a server sends, whatever the server is, and slows both ways.
 
 mod pump;
 
@@ -23,7 +23,7 @@ pub struct Profile {
     /// Added before the first bytes that the server sends after the client has sent some: once per request and
     /// answer on a connection without pipelining.
     pub latency: Duration,
-    /// Bytes per second from the server to the client, for each connection.
+    /// Bytes per second from the server to the client, and as many the other way, for each connection.
     pub rate: Option<u64>,
     /// Closes a connection after so many bytes from the server, heads of answers included.
     pub cut_after: Option<u64>,

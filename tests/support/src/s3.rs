@@ -16,8 +16,10 @@ mod checksums;
 mod conditions;
 mod content;
 mod counts;
+mod dialect;
 mod faults;
 mod gate;
+mod incoming;
 mod listener;
 mod listing;
 mod multipart;
@@ -38,6 +40,7 @@ use tokio::sync::oneshot;
 
 pub use access::Access;
 pub use counts::{Counts, Logged};
+pub use dialect::Support;
 pub use faults::Fault;
 pub use gate::Gate;
 pub use request::Op;
@@ -48,6 +51,7 @@ use crate::loopback;
 use access::Rules;
 use backend::Backend;
 use counts::Counters;
+use dialect::Dialect;
 use faults::Faults;
 use service::Service;
 use store::Store;
@@ -70,6 +74,10 @@ pub struct Options {
     pub signed: Access,
     /// Entries in one answer to a LIST at most.
     pub page_size: usize,
+    /// What it makes of `If-None-Match` and `If-Match` on writes; refused: 501 NotImplemented.
+    pub conditional_writes: Support,
+    /// What it makes of `x-amz-checksum-…` on writes; refused: 400 InvalidRequest.
+    pub checksums: Support,
 }
 
 impl Default for Options {
@@ -82,6 +90,8 @@ impl Default for Options {
             anonymous: Access::GET,
             signed: Access::ALL,
             page_size: 1000,
+            conditional_writes: Support::Full,
+            checksums: Support::Full,
         }
     }
 }
@@ -118,11 +128,14 @@ impl S3Server {
             .build()
             .expect("the S3 server's threads");
         let store = Arc::new(Store::default());
+        let dialect =
+            Dialect { conditional_writes: options.conditional_writes, checksums: options.checksums };
         let service = Arc::new(Service {
-            s3: s3_service(&options, store.clone()),
+            s3: s3_service(&options, store.clone(), dialect),
             store,
             counters: Counters::default(),
             faults: Faults::default(),
+            dialect,
         });
         let listener = {
             let _runtime = runtime.enter();
@@ -233,6 +246,11 @@ impl S3Server {
         self.service.store.lock().objects.keys().cloned().collect()
     }
 
+    /// Multipart uploads that have been neither completed nor aborted.
+    pub fn open_uploads(&self) -> usize {
+        self.service.store.lock().uploads.len()
+    }
+
     /// What the server was asked so far.
     pub fn counts(&self) -> Counts {
         self.service.counters.snapshot()
@@ -311,9 +329,9 @@ impl Drop for S3Server {
     }
 }
 
-fn s3_service(options: &Options, store: Arc<Store>) -> S3Service {
+fn s3_service(options: &Options, store: Arc<Store>, dialect: Dialect) -> S3Service {
     let rules = Rules::new(options.clone());
-    let backend = Backend { store, rules: rules.clone(), page_size: options.page_size.max(1) };
+    let backend = Backend { store, rules: rules.clone(), page_size: options.page_size.max(1), dialect };
     let mut builder = S3ServiceBuilder::new(backend);
     builder.set_auth(rules.clone());
     builder.set_access(rules);

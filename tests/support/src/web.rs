@@ -1,6 +1,6 @@
 //! A web server that answers as a test tells it to: redirects, refusals, broken bodies, odd headers.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::loopback::ANY_PORT;
 
-/// A request without its body.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `GET`, `HEAD`, …
@@ -16,6 +16,9 @@ pub struct Request {
     /// The path and the query, as they were sent.
     pub target: String,
     headers: Vec<(String, String)>,
+    /// What was sent with it. Nothing while a client waits to be told that it may (`Expect: 100-continue`): an answer
+    /// of 100 has it sent, and the request seen again with it, any other is the last.
+    pub body: Option<Vec<u8>>,
 }
 
 impl Request {
@@ -39,6 +42,7 @@ pub struct Reply {
     body: Vec<u8>,
     chunked: bool,
     cut_after: Option<usize>,
+    hang_up: bool,
 }
 
 impl Reply {
@@ -83,7 +87,15 @@ impl Reply {
         self
     }
 
+    /// Closes the connection instead of answering.
+    pub fn hang_up() -> Reply {
+        Reply { hang_up: true, ..Reply::default() }
+    }
+
     fn send(&self, stream: &mut TcpStream, to_head: bool) -> std::io::Result<bool> {
+        if self.hang_up {
+            return Ok(false);
+        }
         let mut head = format!("HTTP/1.1 {} Reply\r\n", self.status);
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -124,6 +136,7 @@ struct Shared {
     /// Guards only the list.
     requests: Mutex<Vec<Request>>,
     connections: AtomicU64,
+    ignores_expectations: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -136,6 +149,7 @@ impl WebServer {
             handler: Box::new(handler),
             requests: Mutex::default(),
             connections: AtomicU64::new(0),
+            ignores_expectations: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
         let accepting = shared.clone();
@@ -163,6 +177,11 @@ impl WebServer {
         format!("http://{}/", self.addr)
     }
 
+    /// From now on waits for bodies as if nobody had asked whether they are wanted.
+    pub fn ignore_expectations(&self) {
+        self.shared.ignores_expectations.store(true, Ordering::SeqCst);
+    }
+
     /// What was asked so far.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -182,25 +201,50 @@ impl WebServer {
 impl Shared {
     fn converse(&self, mut stream: TcpStream) -> std::io::Result<()> {
         stream.set_nodelay(true)?;
-        let mut lines = BufReader::new(stream.try_clone()?).lines();
-        while let Some(first) = lines.next().transpose()? {
-            let mut words = first.split(' ').map(str::to_owned);
-            let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-            let mut headers = Vec::new();
-            while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
-                if let Some((name, value)) = line.split_once(':') {
-                    headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
-                }
+        let mut reader = BufReader::new(stream.try_clone()?);
+        while let Some(mut request) = read_head(&mut reader)? {
+            let waits = request.header("expect") == Some("100-continue")
+                && !self.ignores_expectations.load(Ordering::SeqCst);
+            let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+            let asked =
+                if waits { Some(self.answer(&request)).filter(|reply| reply.status != 100) } else { None };
+            if let Some(refusal) = asked {
+                refusal.send(&mut stream, false)?;
+                break;
             }
-            let request = Request { method, target, headers };
-            self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
-            let reply = (self.handler)(&request);
+            if waits {
+                stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body)?;
+            request.body = Some(body);
+            let reply = self.answer(&request);
             if self.stopped.load(Ordering::SeqCst) || !reply.send(&mut stream, request.method == "HEAD")? {
                 break;
             }
         }
         stream.shutdown(std::net::Shutdown::Both)
     }
+
+    fn answer(&self, request: &Request) -> Reply {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).push(request.clone());
+        (self.handler)(request)
+    }
+}
+
+/// The head of the next request, if there is one.
+fn read_head(reader: &mut impl BufRead) -> std::io::Result<Option<Request>> {
+    let mut lines = reader.lines();
+    let Some(first) = lines.next().transpose()? else { return Ok(None) };
+    let mut words = first.split(' ').map(str::to_owned);
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut headers = Vec::new();
+    while let Some(line) = lines.next().transpose()?.filter(|line| !line.is_empty()) {
+        if let Some((name, value)) = line.split_once(':') {
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+    }
+    Ok(Some(Request { method, target, headers, body: None }))
 }
 
 impl Drop for WebServer {

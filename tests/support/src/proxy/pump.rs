@@ -30,7 +30,7 @@ pub(super) async fn forward(client: &mut TcpStream, shared: &Shared) -> io::Resu
     let (from_server, to_server) = server.split();
     let turn = AtomicBool::new(false);
     let down =
-        Down { shared, turn: &turn, sent: 0, next_free: Instant::now(), body: Body::default(), chosen: None };
+        Down { shared, turn: &turn, sent: 0, pace: Pace::default(), body: Body::default(), chosen: None };
     tokio::try_join!(up(from_client, to_server, shared, &turn), down.run(from_server, to_client))?;
     Ok(())
 }
@@ -41,7 +41,7 @@ async fn up(
     shared: &Shared,
     turn: &AtomicBool,
 ) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER];
+    let (mut buffer, mut pace) = (vec![0; BUFFER], Pace::default());
     loop {
         let len = client.read(&mut buffer).await?;
         open_road(shared).await;
@@ -49,8 +49,42 @@ async fn up(
             return server.shutdown().await;
         }
         turn.store(true, Ordering::SeqCst);
-        server.write_all(&buffer[..len]).await?;
-        shared.totals.up.fetch_add(len as u64, Ordering::SeqCst);
+        let mut bytes = &buffer[..len];
+        while !bytes.is_empty() {
+            let rate = shared.profile().rate;
+            let (piece, rest) = bytes.split_at(Pace::piece(rate, len).min(bytes.len()));
+            pace.wait(rate, piece.len()).await;
+            server.write_all(piece).await?;
+            shared.totals.up.fetch_add(piece.len() as u64, Ordering::SeqCst);
+            bytes = rest;
+        }
+    }
+}
+
+/// The pace of one direction of a connection.
+struct Pace {
+    next_free: Instant,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Pace { next_free: Instant::now() }
+    }
+}
+
+impl Pace {
+    /// How many of `len` bytes go at a time at `rate`.
+    fn piece(rate: Option<u64>, len: usize) -> usize {
+        rate.map_or(len, |rate| len.min((rate as f64 * TICK.as_secs_f64()) as usize).max(1))
+    }
+
+    /// Waits until `len` bytes may go at `rate`.
+    async fn wait(&mut self, rate: Option<u64>, len: usize) {
+        if let Some(rate) = rate {
+            tokio::time::sleep_until(self.next_free).await;
+            let time = Duration::from_secs_f64(len as f64 / rate.max(1) as f64);
+            self.next_free = self.next_free.max(Instant::now() - TICK) + time;
+        }
     }
 }
 
@@ -66,7 +100,7 @@ struct Down<'a> {
     /// The client has sent something since the server last did.
     turn: &'a AtomicBool,
     sent: u64,
-    next_free: Instant,
+    pace: Pace,
     body: Body,
     /// Whether this connection is one of those to be cut or corrupted, once that has been asked.
     chosen: Option<bool>,
@@ -97,11 +131,7 @@ impl Down<'_> {
     async fn send(&mut self, client: &mut WriteHalf<'_>, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let (piece, rest) = bytes.split_at(self.allowance(bytes.len())?);
-            if let Some(rate) = self.shared.profile().rate {
-                tokio::time::sleep_until(self.next_free).await;
-                let time = Duration::from_secs_f64(piece.len() as f64 / rate.max(1) as f64);
-                self.next_free = self.next_free.max(Instant::now() - TICK) + time;
-            }
+            self.pace.wait(self.shared.profile().rate, piece.len()).await;
             client.write_all(piece).await?;
             self.sent += piece.len() as u64;
             self.shared.totals.down.fetch_add(piece.len() as u64, Ordering::SeqCst);
@@ -125,10 +155,7 @@ impl Down<'_> {
             }
             allowed = at - self.sent;
         }
-        if let Some(rate) = profile.rate {
-            allowed = allowed.min((rate as f64 * TICK.as_secs_f64()) as u64).max(1);
-        }
-        Ok(allowed as usize)
+        Ok(Pace::piece(profile.rate, allowed as usize))
     }
 
     /// The place in `bytes` of the byte to corrupt, if it is there.

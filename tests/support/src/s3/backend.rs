@@ -11,8 +11,9 @@ use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 
 use super::access::Rules;
 use super::checksums;
-use super::conditions::{ReadConditions, check_write};
+use super::conditions::ReadConditions;
 use super::content::{Content, ContentBody};
+use super::dialect::Dialect;
 use super::listing::{self, Marker, url_encode};
 use super::multipart;
 use super::service::IgnoreRange;
@@ -23,6 +24,7 @@ pub(super) struct Backend {
     pub store: Arc<Store>,
     pub rules: Rules,
     pub page_size: usize,
+    pub dialect: Dialect,
 }
 
 impl Backend {
@@ -245,14 +247,25 @@ impl S3 for Backend {
             checksum_type: None,
         };
         let claimed = checksums::claimed(claimed, req.trailing_headers.as_ref());
-        let checksum = checksums::verify(&bytes, &claimed)?;
+        let checksum = self.dialect.verify(&bytes, &claimed)?;
+        checksums::verify_md5(&bytes, input.content_md5.as_deref())?;
         let etag = md5_hex(&bytes);
-        let stored = Stored::new(Content::Bytes(bytes), etag.clone(), Some(checksum));
+        let stored = Stored::new(Content::Bytes(bytes), etag.clone(), checksum.clone());
         let objects = &mut self.store.lock().objects;
         let now = objects.get(&input.key).map(Arc::as_ref);
-        check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), now)?;
+        self.dialect.check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), now)?;
         objects.insert(input.key, Arc::new(stored));
-        Ok(S3Response::new(PutObjectOutput { e_tag: Some(ETag::Strong(etag)), ..PutObjectOutput::default() }))
+        let checksum = checksum.unwrap_or_default();
+        Ok(S3Response::new(PutObjectOutput {
+            e_tag: Some(ETag::Strong(etag)),
+            checksum_crc32: checksum.checksum_crc32,
+            checksum_crc32c: checksum.checksum_crc32c,
+            checksum_crc64nvme: checksum.checksum_crc64nvme,
+            checksum_sha1: checksum.checksum_sha1,
+            checksum_sha256: checksum.checksum_sha256,
+            checksum_type: checksum.checksum_type,
+            ..PutObjectOutput::default()
+        }))
     }
 
     async fn delete_object(
@@ -271,14 +284,14 @@ impl S3 for Backend {
     }
 
     async fn upload_part(&self, req: S3Request<UploadPartInput>) -> S3Result<S3Response<UploadPartOutput>> {
-        multipart::upload(&self.store, req).await.map(S3Response::new)
+        multipart::upload(&self.store, self.dialect, req).await.map(S3Response::new)
     }
 
     async fn complete_multipart_upload(
         &self,
         req: S3Request<CompleteMultipartUploadInput>,
     ) -> S3Result<S3Response<CompleteMultipartUploadOutput>> {
-        multipart::complete(&self.store, req.input).map(S3Response::new)
+        multipart::complete(&self.store, self.dialect, req.input).map(S3Response::new)
     }
 
     async fn abort_multipart_upload(

@@ -1,7 +1,7 @@
 //! The additional checksums of S3: kept with an object, and compared with what an upload claims.
 
 use s3s::checksum::ChecksumHasher;
-use s3s::crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Sha1, Sha256};
+use s3s::crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Md5, Sha1, Sha256};
 use s3s::dto::{Checksum, ChecksumType};
 use s3s::{S3Result, TrailingHeaders, s3_error};
 
@@ -80,6 +80,18 @@ pub(super) fn verify(bytes: &[u8], claimed: &Checksum) -> S3Result<Checksum> {
         return Err(s3_error!(BadDigest, "The checksum did not match the received bytes."));
     }
     Ok(if claims_nothing(claimed) { crc64nvme(bytes) } else { found })
+}
+
+/// Compares the MD5 of an upload's `bytes` with what its `Content-MD5` has.
+///
+/// # Errors
+/// BadDigest when they differ, as on AWS.
+pub(super) fn verify_md5(bytes: &[u8], claimed: Option<&str>) -> S3Result<()> {
+    let found = base64_simd::STANDARD.encode_to_string(Md5::checksum(bytes));
+    match claimed.is_none_or(|claimed| claimed == found) {
+        true => Ok(()),
+        false => Err(s3_error!(BadDigest, "The Content-MD5 you specified did not match what we received.")),
+    }
 }
 
 fn claims_nothing(claimed: &Checksum) -> bool {

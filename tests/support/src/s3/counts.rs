@@ -52,6 +52,12 @@ pub struct Logged {
     pub range: Option<String>,
     /// The `If-Match` header as sent.
     pub if_match: Option<String>,
+    /// The `If-None-Match` header as sent.
+    pub if_none_match: Option<String>,
+    /// Which part of a multipart upload it is about.
+    pub part: Option<u32>,
+    /// The CRC64NVME that it says its body has, in base64.
+    pub checksum: Option<String>,
     /// Whether the request carried a signature.
     pub signed: bool,
 }
@@ -99,13 +105,13 @@ impl Counts {
                 self.gets_in_flight += 1;
                 self.peak_gets = self.peak_gets.max(self.gets_in_flight);
             }
-            Op::Put => {
+            Op::Put | Op::Part => {
                 self.put += 1;
                 of_key.put += 1;
             }
             Op::List => self.list += 1,
             Op::Delete => self.delete += 1,
-            Op::Other => self.other += 1,
+            Op::Create | Op::Complete | Op::Abort | Op::Other => self.other += 1,
         }
     }
 }

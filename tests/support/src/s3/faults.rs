@@ -11,7 +11,7 @@ use super::request::{Op, range_start};
 
 /// One way to go wrong, and the requests it is for.
 ///
-/// Without limits a fault is for every GET of an object (a delay or a status: for every request). All faults that
+/// Without limits a fault is for every GET of an object (a delay or a status, and what happens to uploads: for every request). All faults that
 /// match a request act on it together; of a kind that can only act once, the one added first.
 ///
 /// ```
@@ -39,6 +39,9 @@ enum Kind {
     Throttle(u64),
     Replace(Bytes),
     Hold(u64, Latch),
+    CutUpload(u64),
+    CorruptUpload(u64),
+    LoseAnswer,
 }
 
 impl Fault {
@@ -81,6 +84,22 @@ impl Fault {
     /// `Fault::replace(bytes).key(key).skip(k - 1).times(1)` does so at the k-th GET.
     pub fn replace(body: impl Into<Bytes>) -> Fault {
         Fault::new(Kind::Replace(body.into()), Some(Op::Get)).times(1)
+    }
+
+    /// Closes the connection when `after` bytes of a request's body have come, if it is longer; nothing is stored. For every
+    /// request.
+    pub fn cut_upload(after: u64) -> Fault {
+        Fault::new(Kind::CutUpload(after), None)
+    }
+
+    /// Flips a bit of the byte `at` of a request's body before it is looked at. For every request.
+    pub fn corrupt_upload(at: u64) -> Fault {
+        Fault::new(Kind::CorruptUpload(at), None)
+    }
+
+    /// Does what the request wants, and closes the connection instead of answering. For every request.
+    pub fn lose_answer() -> Fault {
+        Fault::new(Kind::LoseAnswer, None)
     }
 
     pub(super) fn hold(after: u64, latch: Latch) -> Fault {
@@ -141,6 +160,9 @@ pub(super) struct Plan {
     pub replace: Option<Bytes>,
     /// Body bytes to send before waiting at the gate.
     pub hold: Option<(u64, Latch)>,
+    pub cut_upload: Option<u64>,
+    pub corrupt_upload: Option<u64>,
+    pub lose_answer: bool,
 }
 
 impl Plan {
@@ -161,6 +183,9 @@ impl Plan {
             Kind::Hold(after, latch) => {
                 self.hold.get_or_insert_with(|| (*after, latch.clone()));
             }
+            Kind::CutUpload(after) => self.cut_upload = self.cut_upload.or(Some(*after)),
+            Kind::CorruptUpload(at) => self.corrupt_upload = self.corrupt_upload.or(Some(*at)),
+            Kind::LoseAnswer => self.lose_answer = true,
         }
     }
 }

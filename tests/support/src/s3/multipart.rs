@@ -8,8 +8,8 @@ use s3s::{S3Request, S3Result, s3_error};
 
 use super::backend::collect;
 use super::checksums;
-use super::conditions::check_write;
 use super::content::Content;
+use super::dialect::Dialect;
 use super::store::{Contents, Part, Store, Stored, Upload, md5_hex, multipart_etag};
 
 pub(super) fn create(
@@ -25,7 +25,11 @@ pub(super) fn create(
     })
 }
 
-pub(super) async fn upload(store: &Store, req: S3Request<UploadPartInput>) -> S3Result<UploadPartOutput> {
+pub(super) async fn upload(
+    store: &Store,
+    dialect: Dialect,
+    req: S3Request<UploadPartInput>,
+) -> S3Result<UploadPartOutput> {
     let input = req.input;
     let bytes = collect(input.body, input.content_length).await?;
     let claimed = Checksum {
@@ -37,7 +41,7 @@ pub(super) async fn upload(store: &Store, req: S3Request<UploadPartInput>) -> S3
         checksum_type: None,
     };
     let claimed = checksums::claimed(claimed, req.trailing_headers.as_ref());
-    checksums::verify(&bytes, &claimed)?;
+    let checksum = dialect.verify(&bytes, &claimed)?.unwrap_or_default();
     if !(1..=10_000).contains(&input.part_number) {
         return Err(s3_error!(
             InvalidArgument,
@@ -45,14 +49,20 @@ pub(super) async fn upload(store: &Store, req: S3Request<UploadPartInput>) -> S3
         ));
     }
     let etag = md5_hex(&bytes);
+    checksums::verify_md5(&bytes, input.content_md5.as_deref())?;
     let part = Part { bytes, etag: etag.clone() };
     let mut contents = store.lock();
     find(&mut contents, &input.upload_id, &input.key)?.parts.insert(input.part_number, part);
-    Ok(UploadPartOutput { e_tag: Some(ETag::Strong(etag)), ..UploadPartOutput::default() })
+    Ok(UploadPartOutput {
+        e_tag: Some(ETag::Strong(etag)),
+        checksum_crc64nvme: checksum.checksum_crc64nvme,
+        ..UploadPartOutput::default()
+    })
 }
 
 pub(super) fn complete(
     store: &Store,
+    dialect: Dialect,
     input: CompleteMultipartUploadInput,
 ) -> S3Result<CompleteMultipartUploadOutput> {
     let wanted = input.multipart_upload.and_then(|upload| upload.parts).unwrap_or_default();
@@ -62,17 +72,20 @@ pub(super) fn complete(
     };
     let bytes = join(&parts);
     let etag = multipart_etag(&parts);
-    let checksum = checksums::crc64nvme(&bytes);
-    let stored = Stored::new(Content::Bytes(bytes), etag.clone(), Some(checksum));
+    let claimed = Checksum { checksum_crc64nvme: input.checksum_crc64nvme, ..Checksum::default() };
+    let checksum = dialect.verify(&bytes, &claimed)?;
+    let stored = Stored::new(Content::Bytes(bytes), etag.clone(), checksum.clone());
     let mut contents = store.lock();
     let now = contents.objects.get(&input.key).map(Arc::as_ref);
-    check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), now)?;
+    dialect.check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), now)?;
     contents.uploads.remove(&input.upload_id);
     contents.objects.insert(input.key.clone(), Arc::new(stored));
     Ok(CompleteMultipartUploadOutput {
         bucket: Some(input.bucket),
         key: Some(input.key),
         e_tag: Some(ETag::Strong(etag)),
+        checksum_crc64nvme: checksum.as_ref().and_then(|checksum| checksum.checksum_crc64nvme.clone()),
+        checksum_type: checksum.and_then(|checksum| checksum.checksum_type),
         ..CompleteMultipartUploadOutput::default()
     })
 }

@@ -1,6 +1,6 @@
 //! What a request is about, read from its line and headers alone.
 
-use hyper::header::{HeaderMap, HeaderName, IF_MATCH, RANGE};
+use hyper::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH, RANGE};
 use hyper::{Method, Request, Uri};
 
 use super::counts::Logged;
@@ -14,13 +14,24 @@ pub enum Op {
     Get,
     /// ListObjectsV2.
     List,
-    /// PutObject and UploadPart.
+    /// PutObject.
     Put,
+    /// UploadPart.
+    Part,
+    /// CreateMultipartUpload.
+    Create,
+    /// CompleteMultipartUpload.
+    Complete,
+    /// AbortMultipartUpload.
+    Abort,
     /// DeleteObject.
     Delete,
     /// Anything else.
     Other,
 }
+
+/// Where an upload says its CRC64NVME.
+const CRC64NVME: HeaderName = HeaderName::from_static("x-amz-checksum-crc64nvme");
 
 /// Query parameters that make a GET or PUT of an object something else.
 const SUBRESOURCES: [&str; 8] =
@@ -34,6 +45,9 @@ pub(super) fn logged<B>(request: &Request<B>) -> Logged {
         key,
         range: header(request.headers(), &RANGE),
         if_match: header(request.headers(), &IF_MATCH),
+        if_none_match: header(request.headers(), &IF_NONE_MATCH),
+        part: parameter(request.uri(), "partNumber").and_then(|number| number.parse().ok()),
+        checksum: header(request.headers(), &CRC64NVME),
         signed: request.headers().contains_key(hyper::header::AUTHORIZATION)
             || parameter(request.uri(), "X-Amz-Signature").is_some(),
     }
@@ -42,15 +56,19 @@ pub(super) fn logged<B>(request: &Request<B>) -> Logged {
 fn classify(method: &Method, uri: &Uri) -> (Op, String) {
     let key = key_of(uri.path());
     let plain = !SUBRESOURCES.iter().any(|name| parameter(uri, name).is_some());
-    let part = parameter(uri, "partNumber").is_some();
+    let (new, upload) = (parameter(uri, "uploads").is_some(), parameter(uri, "uploadId").is_some());
     let op = match (method.as_str(), key.is_empty()) {
         ("GET", true) if parameter(uri, "list-type").is_some() => {
             return (Op::List, parameter(uri, "prefix").unwrap_or_default());
         }
         ("GET", false) if plain => Op::Get,
         ("HEAD", false) => Op::Head,
-        ("PUT", false) if plain || part => Op::Put,
+        ("PUT", false) if plain => Op::Put,
+        ("PUT", false) if upload => Op::Part,
+        ("POST", false) if new => Op::Create,
+        ("POST", false) if upload => Op::Complete,
         ("DELETE", false) if plain => Op::Delete,
+        ("DELETE", false) if upload => Op::Abort,
         _ => Op::Other,
     };
     (op, key)
@@ -119,8 +137,11 @@ mod tests {
         assert_eq!(of("GET", "/b?list-type=2&prefix=a+b%2F"), (Op::List, "a b/".into()));
         assert_eq!(of("HEAD", "/b/../x"), (Op::Head, "../x".into()));
         assert_eq!(of("HEAD", "/b/"), (Op::Other, String::new()));
-        assert_eq!(of("PUT", "/b//k?partNumber=1&uploadId=u"), (Op::Put, "/k".into()));
-        assert_eq!(of("DELETE", "/b/k?uploadId=u"), (Op::Other, "k".into()));
+        assert_eq!(of("PUT", "/b//k?partNumber=1&uploadId=u"), (Op::Part, "/k".into()));
+        assert_eq!(of("PUT", "/b/k?x-id=PutObject"), (Op::Put, "k".into()));
+        assert_eq!(of("POST", "/b/k?uploads"), (Op::Create, "k".into()));
+        assert_eq!(of("POST", "/b/k?uploadId=u"), (Op::Complete, "k".into()));
+        assert_eq!(of("DELETE", "/b/k?uploadId=u"), (Op::Abort, "k".into()));
     }
 
     #[test]

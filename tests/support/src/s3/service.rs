@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderValue};
 use hyper::{Request, Response, StatusCode};
@@ -11,7 +10,9 @@ use s3s::service::S3Service;
 
 use super::body::OutgoingBody;
 use super::counts::{Counters, Logged};
+use super::dialect::Dialect;
 use super::faults::{Faults, Plan};
+use super::incoming::{self, IncomingBody};
 use super::listener::Connection;
 use super::request::logged;
 use super::store::{ObjectOptions, Store};
@@ -26,13 +27,14 @@ pub(super) struct Service {
     pub store: Arc<Store>,
     pub counters: Counters,
     pub faults: Faults,
+    pub dialect: Dialect,
 }
 
 impl Service {
     /// Answers one request.
     pub async fn answer(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         connection: Arc<Connection>,
     ) -> Result<Response<OutgoingBody>, s3s::HttpError> {
         let about = logged(&request);
@@ -44,13 +46,22 @@ impl Service {
         if let Some((_, latch)) = plan.hold.take_if(|(after, _)| *after == 0) {
             latch.wait().await;
         }
-        let response = match &plan.status {
+        if let Some(after) = plan.cut_upload {
+            incoming::read(request.body_mut(), after).await;
+            return Err(hang_up());
+        }
+        let status = plan.status.take().or_else(|| self.dialect.refusal(&request));
+        let response = match status {
             Some((status, code)) => {
-                drain(request).await;
-                error(*status, code)
+                // Answered before its end, an upload's sender may see a reset connection instead of the answer.
+                incoming::read(request.body_mut(), u64::MAX).await;
+                error(status, &code)
             }
             None => self.serve(request, &about, &plan).await?,
         };
+        if plan.lose_answer {
+            return Err(hang_up());
+        }
         let good = response.status().is_success();
         Ok(response.map(|body| match good {
             true => OutgoingBody::new(body, plan, connection, ongoing),
@@ -64,7 +75,7 @@ impl Service {
         about: &Logged,
         plan: &Plan,
     ) -> Result<Response<Body>, s3s::HttpError> {
-        let mut request = request.map(Body::from);
+        let mut request = request.map(|body| Body::http_body(IncomingBody::new(body, plan.corrupt_upload)));
         if plan.ignore_range {
             request.extensions_mut().insert(IgnoreRange);
         }
@@ -81,10 +92,9 @@ impl Service {
     }
 }
 
-/// Reads an upload to its end: answered before that, its sender may see a reset connection instead of the answer.
-async fn drain(request: Request<Incoming>) {
-    let mut body = Body::from(request.into_body());
-    while let Some(Ok(_)) = body.next().await {}
+/// Has the connection closed without an answer.
+fn hang_up() -> s3s::HttpError {
+    s3s::HttpError::new("no answer, as the test wants it".into())
 }
 
 /// Makes up for what `s3s` can't say: a ranged answer to a HEAD, and a 304 without a body.

@@ -1,5 +1,7 @@
 //! `file:///DIR/`: artifacts in a directory, such as a network share.
 
+mod put;
+
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
@@ -11,11 +13,12 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream;
+use nix::unistd::{AccessFlags, access};
 
 use crate::answer::blocking;
 use crate::error::{Error, Kind, Result};
 use crate::object::{ETag, Key, ObjectVersion};
-use crate::store::{Body, ListedObject, ObjectStore, Page};
+use crate::store::{Body, Existing, ListedObject, ObjectStore, Page, Payload, Put};
 
 const CHUNK: u64 = 1 << 20;
 
@@ -49,8 +52,7 @@ impl ObjectStore for FileStore {
             if !meta.is_file() {
                 return Err(Error::new(Kind::NotFound, format!("{}: not a file", path.display())));
             }
-            let (etag, modified) = (etag(&meta), modified(&meta));
-            Ok(ObjectVersion { key, etag, size: meta.len(), modified, checksum: None, source })
+            Ok(version(key, &meta, source))
         })
         .await?
     }
@@ -86,6 +88,20 @@ impl ObjectStore for FileStore {
             Ok(Some((chunk, (file, end..range.end))))
         })))
     }
+
+    /// Whether files can be made in the directory.
+    async fn accepts_uploads(&self) -> bool {
+        let dir = self.dir.clone();
+        blocking(move || access(&dir, AccessFlags::W_OK | AccessFlags::X_OK).is_ok()).await.unwrap_or(false)
+    }
+
+    async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
+        put::put(self, key, payload, existing).await
+    }
+
+    async fn delete(&self, key: &Key) -> Result<()> {
+        put::delete(self, key).await
+    }
 }
 
 struct Source {
@@ -120,6 +136,9 @@ fn read_dir(path: &Path, limit: u16) -> io::Result<Page> {
             log::warn!("{}: left out, its name is not UTF-8", entry.path().display());
             continue;
         };
+        if name.starts_with(put::TEMPORARY) {
+            continue;
+        }
         // An entry that vanished since, or a dangling link, is simply not there.
         let Ok(meta) = fs::metadata(entry.path()) else { continue };
         if meta.is_dir() {
@@ -140,6 +159,11 @@ fn read_dir(path: &Path, limit: u16) -> io::Result<Page> {
     Ok(page)
 }
 
+fn version(key: Key, meta: &Metadata, source: Arc<str>) -> ObjectVersion {
+    let (etag, modified) = (etag(meta), modified(meta));
+    ObjectVersion { key, etag, size: meta.len(), modified, checksum: None, source }
+}
+
 fn etag(meta: &Metadata) -> ETag {
     ETag::new(&format!("{:x}-{:x}-{:x}.{:09}", meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()))
 }
@@ -151,7 +175,7 @@ fn modified(meta: &Metadata) -> SystemTime {
 fn io_error(path: &Path, error: &io::Error) -> Error {
     let kind = match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENOTDIR) => Kind::NotFound,
-        Some(libc::EACCES | libc::EPERM) => Kind::AccessDenied,
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) => Kind::AccessDenied,
         Some(libc::EHOSTDOWN | libc::EHOSTUNREACH | libc::ENOTCONN | libc::ESTALE) => Kind::Unreachable,
         Some(libc::ETIMEDOUT) => Kind::TimedOut,
         _ => Kind::Remote,
