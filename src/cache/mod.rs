@@ -13,6 +13,7 @@ mod progress;
 mod quarantine;
 mod space;
 mod sweep;
+mod turns;
 
 pub use dir::{CacheDir, CachedFile, FileId, Origin, Verdict};
 pub use dirs::LocalNames;
