@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::uio::pwritev;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::answer::blocking;
 use crate::cache::{Partial, Record};
@@ -24,6 +25,9 @@ use crate::error::{Error, Kind, Result};
 const WORKERS: u64 = 16;
 /// Workers beyond those, each for a reader far from what is being fetched.
 const URGENT_WORKERS: usize = 4;
+/// How long the others wait for the first one's first bytes, which a reader most likely waits for, too: sixteen requests at
+/// once keep each other, the machine and the server busy.
+const HEAD_START: Duration = Duration::from_millis(5);
 /// Bytes gathered before a write, unless a reader waits for them or no more come for a while: each write costs two changes
 /// of threads.
 const WRITE: usize = 512 << 10;
@@ -100,6 +104,9 @@ impl Download {
         let mut workers = JoinSet::new();
         workers.spawn(self.clone().work(None));
         let parts = self.map().missing().div_ceil(self.sizes.other);
+        if parts > 1 {
+            let _ = timeout(HEAD_START, self.begun.wait()).await;
+        }
         for _ in 1..parts.min(WORKERS) {
             workers.spawn(self.clone().work(Some(budget.clone())));
         }
@@ -179,6 +186,7 @@ impl Download {
             lease.crc = self.write(chunks, &lease).await?;
             lease.from += length as u64;
             self.map().advance(lease.part, lease.from, lease.crc);
+            let _ = self.begun.set(());
             if self.readers().abandoned {
                 return Err(unread());
             }
