@@ -8,12 +8,14 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::fetch::State;
 
-/// How long after its last close an inode is left alone: until then its entry is valid, and opens lead to it.
+/// How long after its last open an inode is left alone: until then the entry that led to it is valid, and others may, too.
 const LINGER: Duration = Duration::from_secs(1);
+/// How often to look whether its file is complete, after that.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Frees the kernel's pages of such inodes. The kernel would do so by itself, but only in the next open of the file,
 /// which takes as long as that does.
@@ -25,9 +27,10 @@ pub struct Streams {
     inodes: Mutex<HashMap<u64, Stream>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Stream {
     handles: u64,
+    opened: Instant,
     /// A task waits to free its pages.
     awaited: bool,
 }
@@ -47,11 +50,13 @@ impl Streams {
     /// Notes that `inode`, a file to be fetched, was opened.
     pub fn open(&self, inode: u64) {
         if self.notifier.get().is_some() {
-            self.inodes().entry(inode).or_default().handles += 1;
+            let (mut inodes, opened) = (self.inodes(), Instant::now());
+            let stream = inodes.entry(inode).or_insert(Stream { handles: 0, opened, awaited: false });
+            (stream.handles, stream.opened) = (stream.handles + 1, opened);
         }
     }
 
-    /// Notes that a handle on `inode` was closed, if [`Streams::open`] was told of it. Some time after the last close, and once
+    /// Notes that a handle on `inode` was closed, if [`Streams::open`] was told of it. After the last close, once
     /// `state`, which may block on the disk, says that the file is complete, its pages are freed.
     pub fn release(
         self: &Arc<Streams>,
@@ -66,12 +71,12 @@ impl Streams {
             return;
         }
         stream.awaited = true;
-        let streams = self.clone();
+        let (streams, left_alone_until) = (self.clone(), stream.opened + LINGER);
         self.runtime.spawn(async move {
+            sleep_until(left_alone_until).await;
             let complete = loop {
-                sleep(LINGER).await;
                 match spawn_blocking(state.clone()).await {
-                    Ok(Some(State::Partial)) if !streams.is_reopened(inode) => {}
+                    Ok(Some(State::Partial)) if !streams.is_reopened(inode) => sleep(PAUSE).await,
                     state => break matches!(state, Ok(Some(State::Cached))),
                 }
             };

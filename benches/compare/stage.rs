@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use aztec_cache::checksum::{Checksum, extend_crc64nvme};
 use aztec_cache_test_support::client::{Client, object_path};
 pub use aztec_cache_test_support::seaweed::{ACCESS_KEY, BUCKET, SECRET_KEY};
 
@@ -127,10 +128,15 @@ impl Stage {
     }
 }
 
+/// With the checksum that S3 itself adds where its client sends none
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html>): what readers do with it is
+/// a part of what is measured.
 fn upload(addr: SocketAddr, key: &str, bytes: &[u8]) -> Result<()> {
     interrupt::check()?;
     let client = Client::signed(addr, ACCESS_KEY, SECRET_KEY);
-    let response = client.send("PUT", &object_path(BUCKET, key), &[], bytes);
+    let checksum = Checksum::crc64nvme(extend_crc64nvme(0, bytes)).to_string();
+    let header = checksum.split_once(':').map(|(_, value)| ("x-amz-checksum-crc64nvme", value));
+    let response = client.send("PUT", &object_path(BUCKET, key), header.as_slice(), bytes);
     let response = response.map_err(|error| format!("PUT {key}: {error}"))?;
     if response.status != 200 {
         return Err(format!("PUT {key}: {} {}", response.status, response.text()));

@@ -15,6 +15,7 @@ mod quarantine;
 mod space;
 mod spool;
 mod sweep;
+mod turns;
 mod written;
 
 pub use dir::{CacheDir, CachedFile, FileId, Origin, Verdict};

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::beneath;
 use crate::cache::dirs::{Dirs, allocated, mtime_ns};
 use crate::cache::evict::{self, Candidate};
+use crate::cache::turns::{TurnOfThread, Turns};
 use crate::config::SpaceLimits;
 use crate::object::Key;
 
@@ -37,6 +38,8 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub struct Space {
     dirs: Arc<Dirs>,
     limits: SpaceLimits,
+    /// Only one of our threads at a time looks whether other processes have theirs.
+    turns: Turns,
     /// What may go, as counted last, first to go first. Guards only the list.
     ranking: Mutex<VecDeque<Candidate>>,
     evicted: AtomicU64,
@@ -76,7 +79,9 @@ struct Ledger {
 /// A turn at the ledger; ends on drop.
 struct Turn<'a> {
     dirs: &'a Dirs,
+    // Dropped in this order: the lock goes before the next of our threads looks at it.
     file: File,
+    _thread: TurnOfThread<'a>,
 }
 
 impl Turn<'_> {
@@ -111,7 +116,14 @@ impl Space {
     /// Keeps `limits` in `dirs`.
     pub fn new(dirs: Arc<Dirs>, limits: SpaceLimits) -> Arc<Space> {
         let (evicted, said_full) = (AtomicU64::new(0), AtomicBool::new(false));
-        Arc::new(Space { dirs, limits, ranking: Mutex::default(), evicted, said_full })
+        Arc::new(Space {
+            dirs,
+            limits,
+            turns: Turns::default(),
+            ranking: Mutex::default(),
+            evicted,
+            said_full,
+        })
     }
 
     /// How many files this process has evicted.
@@ -318,18 +330,15 @@ impl Space {
     }
 
     fn turn(&self) -> io::Result<Turn<'_>> {
+        let deadline = Instant::now() + TURN;
+        let of_thread = self.turns.wait_until(deadline).ok_or_else(nobody_gets_on)?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT;
         let file = File::from(beneath::open(&self.dirs.state, Path::new(LEDGER), flags)?);
-        let begun = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Turn { dirs: &self.dirs, file }),
-                Err(TryLockError::WouldBlock) if begun.elapsed() < TURN => thread::sleep(PAUSE),
-                Err(TryLockError::WouldBlock) => {
-                    return Err(io::Error::other(
-                        "another process that makes room there doesn't get on; has it been stopped?",
-                    ));
-                }
+                Ok(()) => return Ok(Turn { dirs: &self.dirs, file, _thread: of_thread }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(PAUSE),
+                Err(TryLockError::WouldBlock) => return Err(nobody_gets_on()),
                 Err(TryLockError::Error(e)) => return Err(e),
             }
         }
@@ -366,6 +375,10 @@ impl fmt::Display for Limit {
 /// What all processes take for the space of a file under way.
 fn reserved(meta: &Metadata) -> u64 {
     meta.len().max(meta.blocks() * 512)
+}
+
+fn nobody_gets_on() -> io::Error {
+    io::Error::other("another process that makes room there doesn't get on; has it been stopped?")
 }
 
 fn signed(bytes: u64) -> i64 {

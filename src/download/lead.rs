@@ -1,15 +1,17 @@
 //! A download that this process drives: workers fetch parts and write them to the file.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use nix::errno::Errno;
+use nix::sys::uio::pwritev;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::answer::blocking;
 use crate::cache::{Partial, Record};
@@ -23,11 +25,16 @@ use crate::error::{Error, Kind, Result};
 const WORKERS: u64 = 16;
 /// Workers beyond those, each for a reader far from what is being fetched.
 const URGENT_WORKERS: usize = 4;
+/// How long the others wait for the first one's first bytes, which a reader most likely waits for, too: sixteen requests at
+/// once keep each other, the machine and the server busy.
+const HEAD_START: Duration = Duration::from_millis(5);
 /// Bytes gathered before a write, unless a reader waits for them or no more come for a while: each write costs two changes
 /// of threads.
 const WRITE: usize = 512 << 10;
 /// That while.
 const GATHER: Duration = Duration::from_millis(2);
+/// Chunks written at once, as many as the kernel takes (`IOV_MAX`).
+const SLICES: usize = 1024;
 /// What is freed at least when the disk is found to be full.
 const RELIEF: u64 = 16 << 20;
 
@@ -97,6 +104,9 @@ impl Download {
         let mut workers = JoinSet::new();
         workers.spawn(self.clone().work(None));
         let parts = self.map().missing().div_ceil(self.sizes.other);
+        if parts > 1 {
+            let _ = timeout(HEAD_START, self.begun.wait()).await;
+        }
         for _ in 1..parts.min(WORKERS) {
             workers.spawn(self.clone().work(Some(budget.clone())));
         }
@@ -176,6 +186,7 @@ impl Download {
             lease.crc = self.write(chunks, &lease).await?;
             lease.from += length as u64;
             self.map().advance(lease.part, lease.from, lease.crc);
+            let _ = self.begun.set(());
             if self.readers().abandoned {
                 return Err(unread());
             }
@@ -196,14 +207,12 @@ impl Download {
         let Some(file) = self.file.get().cloned() else { return Err(self.internal("no file")) };
         let (partial, lease) = (self.partial().clone(), lease.clone());
         let written = blocking(move || {
-            let (mut at, mut crc) = (lease.from, lease.crc);
-            for chunk in chunks {
-                write_at(&file, partial.as_deref(), &chunk, at)?;
-                crc = extend_crc64nvme(crc, &chunk);
-                at += chunk.len() as u64;
-            }
+            write_at(&file, partial.as_deref(), &chunks, lease.from)?;
+            let crc = chunks.iter().fold(lease.crc, |crc, chunk| extend_crc64nvme(crc, chunk));
             if let Some(partial) = partial {
-                partial.record(Record { start: lease.part, filled: at, crc })?;
+                let length: usize = chunks.iter().map(Bytes::len).sum();
+                let filled = lease.from + length as u64;
+                partial.record(Record { start: lease.part, filled, crc })?;
             }
             io::Result::Ok(crc)
         });
@@ -233,15 +242,34 @@ impl Download {
     }
 }
 
-/// Writes all of `chunk`; on a disk that is full, once more after others were evicted for it.
-fn write_at(file: &File, partial: Option<&Partial>, chunk: &[u8], at: u64) -> io::Result<()> {
-    match (file.write_all_at(chunk, at), partial) {
+/// Writes all of `chunks`, one behind the other; on a disk that is full, once more after others were evicted for them.
+fn write_at(file: &File, partial: Option<&Partial>, chunks: &[Bytes], at: u64) -> io::Result<()> {
+    match (write_all_at(file, chunks, at), partial) {
         (Err(e), Some(partial))
             if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-                && partial.relieve(RELIEF.max(chunk.len() as u64)) =>
+                && partial
+                    .relieve(chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>().max(RELIEF)) =>
         {
-            file.write_all_at(chunk, at)
+            write_all_at(file, chunks, at)
         }
         (written, _) => written,
     }
+}
+
+fn write_all_at(file: &File, chunks: &[Bytes], at: u64) -> io::Result<()> {
+    let mut slices: Vec<IoSlice<'_>> = chunks.iter().map(|chunk| IoSlice::new(chunk)).collect();
+    let (mut left, mut at) = (slices.as_mut_slice(), at);
+    while !left.is_empty() {
+        let position = at.try_into().map_err(io::Error::other)?;
+        match pwritev(file, &left[..left.len().min(SLICES)], position) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                IoSlice::advance_slices(&mut left, written);
+                at += written as u64;
+            }
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }

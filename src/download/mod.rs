@@ -57,6 +57,8 @@ pub struct Download {
     unread: Notify,
     /// Whether this process fetches it.
     leads: AtomicBool,
+    /// Set when the first bytes have come.
+    begun: SetOnce<()>,
     /// Set when all is fetched and, where it is to be kept, in its place; and when that won't be.
     finished: SetOnce<()>,
     urgent: AtomicUsize,
@@ -106,6 +108,7 @@ impl Download {
             readers: Mutex::new(Readers { kept: true, ..Readers::default() }),
             unread: Notify::new(),
             leads: AtomicBool::new(false),
+            begun: SetOnce::new(),
             finished: SetOnce::new(),
             urgent: AtomicUsize::new(0),
             file: OnceLock::new(),

@@ -273,8 +273,12 @@ impl PartMap {
 
     /// The CRC64NVME of the whole object, once complete.
     pub fn checksum(&self) -> Option<u64> {
-        let combine = |crc, (start, part): (&u64, &Part)| combine_crc64nvme(crc, part.crc, part.end - start);
-        self.is_complete().then(|| self.parts.iter().fold(0, combine))
+        let parts = self.parts.iter().map(|(start, part)| (part.crc, part.end - start));
+        // The first one needs no combining, which takes some 100 µs.
+        let whole = |parts: (u64, u64), part: (u64, u64)| {
+            (combine_crc64nvme(parts.0, part.0, part.1), parts.1 + part.1)
+        };
+        self.is_complete().then(|| parts.reduce(whole).map_or(0, |(crc, _)| crc))
     }
 }
 

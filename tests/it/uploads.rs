@@ -3,7 +3,7 @@
 mod engine;
 mod journal;
 mod model;
-mod store;
+mod remotes;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -73,7 +73,7 @@ impl Client {
             let _ = write!(head, "Content-Length: {}\r\n", body.len());
         }
         let signature = self.credentials.iter().flat_map(|(access_key, secret_key)| {
-            sigv4::headers(&self.addr.to_string(), method, target, access_key, secret_key)
+            sigv4::headers(&self.addr.to_string(), method, target, headers, (access_key, secret_key))
         });
         for (name, value) in signature {
             let _ = write!(head, "{name}: {value}\r\n");

@@ -9,36 +9,38 @@ use time::macros::format_description;
 
 const REGION: &str = "us-east-1";
 const PAYLOAD: &str = "UNSIGNED-PAYLOAD";
-const SIGNED: &str = "host;x-amz-content-sha256;x-amz-date";
 
-/// The headers that sign a request with this `Host`. `target` must be percent-encoded already.
+/// The headers that sign a request with this `Host`, and those of `headers` that S3 wants signed. `target` must be
+/// percent-encoded already.
 pub(super) fn headers(
     host: &str,
     method: &str,
     target: &str,
-    access_key: &str,
-    secret_key: &str,
+    headers: &[(&str, &str)],
+    (access_key, secret_key): (&str, &str),
 ) -> [(&'static str, String); 3] {
     let now = OffsetDateTime::now_utc()
         .format(format_description!("[year][month][day]T[hour][minute][second]Z"))
         .expect("a time of this age has this form");
-    let authorization = authorization(host, method, target, access_key, secret_key, &now);
+    let mut signed = vec![("host", host), ("x-amz-content-sha256", PAYLOAD), ("x-amz-date", &now)];
+    signed.extend(headers.iter().filter(|(name, _)| name.starts_with("x-amz-")));
+    signed.sort_unstable();
+    let authorization = authorization(method, target, &signed, access_key, secret_key, &now);
     [("x-amz-content-sha256", PAYLOAD.to_owned()), ("x-amz-date", now), ("authorization", authorization)]
 }
 
 fn authorization(
-    host: &str,
     method: &str,
     target: &str,
+    headers: &[(&str, &str)],
     access_key: &str,
     secret_key: &str,
     now: &str,
 ) -> String {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let canonical = format!(
-        "{method}\n{path}\n{}\nhost:{host}\nx-amz-content-sha256:{PAYLOAD}\nx-amz-date:{now}\n\n{SIGNED}\n{PAYLOAD}",
-        sorted(query),
-    );
+    let lines: String = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+    let signed = headers.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";");
+    let canonical = format!("{method}\n{path}\n{}\n{lines}\n{signed}\n{PAYLOAD}", sorted(query));
     let day = &now[..8];
     let scope = format!("{day}/{REGION}/s3/aws4_request");
     let text = format!("AWS4-HMAC-SHA256\n{now}\n{scope}\n{}", hex(&Sha256::digest(canonical)));
@@ -47,7 +49,7 @@ fn authorization(
         key = hmac(&key, part);
     }
     let signature = hex(&hmac(&key, &text));
-    format!("AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={SIGNED}, Signature={signature}")
+    format!("AWS4-HMAC-SHA256 Credential={access_key}/{scope}, SignedHeaders={signed}, Signature={signature}")
 }
 
 fn sorted(query: &str) -> String {
