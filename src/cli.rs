@@ -298,6 +298,11 @@ pub struct RemoteArgs {
     #[arg(long)]
     pub force_path_style: bool,
 
+    /// Upload what a later remote gave to the first s3:// one that can be written, in the background, so that the next
+    /// machine finds it there; takes a local cache [env: AZTEC_CACHE_FILL=1]
+    #[arg(long)]
+    pub fill: bool,
+
     /// How long a connection may take to be made; what is slower is down [env: S3_BUILD_CACHE_AWS_PARAMS] [default: 3s]
     #[arg(long, value_name = "DURATION")]
     pub connect_timeout: Option<String>,

@@ -13,12 +13,15 @@ use crate::coherence::{Coherence, Local, Served};
 use crate::config::{EngineConfig, SpaceLimits, WriteOptions};
 use crate::error::{Error, Kind, Result};
 use crate::fetch::{Fetcher, Source, State};
+use crate::fill::Filler;
 use crate::handles::OpenFile;
 use crate::listing::{Entry, Listings};
 use crate::object::{DISABLED, InvalidKey, Key};
 use crate::store::{self, ObjectStore};
 use crate::upload::Uploads;
 
+/// How long what is being filled may take once the command is done.
+const DRAIN: Duration = Duration::from_secs(30);
 /// How long tasks under way may take to clean up.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 /// How often an artifact that is replaced between lookup and open is looked up.
@@ -79,6 +82,7 @@ pub struct Engine {
     store: Arc<dyn ObjectStore>,
     coherence: Coherence,
     fetcher: Arc<Fetcher>,
+    filler: Option<Arc<Filler>>,
     /// What is too old is looked for once, and not for a mere hit.
     sweep: Once,
 }
@@ -96,8 +100,10 @@ impl Engine {
         let coherence = Coherence::new(cache.clone(), config.revalidate);
         let handle = runtime.handle();
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), handle.clone()));
-        let fetcher = Fetcher::new(cache.clone(), store.clone(), handle.clone());
-        Ok(Engine { runtime: Some(runtime), cache, listings, store, coherence, fetcher, sweep: Once::new() })
+        let filler = config.fill.then(|| Filler::new(store.clone(), cache.clone(), handle.clone()));
+        let fetcher = Fetcher::new(cache.clone(), store.clone(), filler.clone(), handle.clone());
+        let (runtime, sweep) = (Some(runtime), Once::new());
+        Ok(Engine { runtime, cache, listings, store, coherence, fetcher, filler, sweep })
     }
 
     /// Waits for `future` on the calling thread, which may not be one of the runtime's.
@@ -183,6 +189,9 @@ impl Engine {
             if let Some(source) = source {
                 if let Source::Download(_) = source {
                     self.sweep.call_once(|| self.begin_sweep());
+                    if let Some(filler) = &self.filler {
+                        filler.start();
+                    }
                 }
                 return Ok(OpenFile::new(served.version().clone(), source));
             }
@@ -200,6 +209,9 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
+            if let Some(filler) = &self.filler {
+                runtime.block_on(filler.drain(DRAIN));
+            }
             runtime.shutdown_timeout(SHUTDOWN);
         }
     }

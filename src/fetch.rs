@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::cache::{CacheDir, FileId, Origin};
 use crate::download::{Doubts, Download, Reader, Resources};
+use crate::fill::Filler;
 use crate::object::{Key, ObjectVersion, VersionId};
 use crate::store::ObjectStore;
 
@@ -62,8 +63,13 @@ impl State {
 }
 
 impl Fetcher {
-    /// Fetches from `store` into `cache`, on `runtime`.
-    pub fn new(cache: Option<Arc<CacheDir>>, store: Arc<dyn ObjectStore>, runtime: Handle) -> Arc<Fetcher> {
+    /// Fetches from `store` into `cache`, on `runtime`; `filler` is told of what is kept there.
+    pub fn new(
+        cache: Option<Arc<CacheDir>>,
+        store: Arc<dyn ObjectStore>,
+        filler: Option<Arc<Filler>>,
+        runtime: Handle,
+    ) -> Arc<Fetcher> {
         Arc::new(Fetcher {
             store,
             runtime,
@@ -71,6 +77,7 @@ impl Fetcher {
                 cache,
                 budget: Arc::new(Semaphore::new(BUDGET)),
                 doubts: Doubts::default(),
+                filler,
             }),
             downloads: Mutex::default(),
             ended: AtomicU64::new(0),
@@ -145,7 +152,8 @@ impl Fetcher {
         self.resources.doubts.take_damaged(version)
     }
 
-    fn cache(&self) -> Option<&Arc<CacheDir>> {
+    /// Where fetched files are kept, if anywhere.
+    pub fn cache(&self) -> Option<&Arc<CacheDir>> {
         self.resources.cache.as_ref()
     }
 

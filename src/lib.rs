@@ -17,6 +17,7 @@ pub mod errno;
 pub mod error;
 pub mod fetch;
 pub mod filesystem;
+pub mod fill;
 pub mod fuse;
 pub mod handles;
 pub mod listing;

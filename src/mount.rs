@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{BackingId, MountOption, Session, SessionACL};
+use futures_util::future::join;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -18,7 +19,9 @@ use crate::cache::CacheDir;
 use crate::config::{Config, KernelFlag};
 use crate::engine;
 use crate::error::{Error, Kind, Result};
+use crate::fetch::Fetcher;
 use crate::filesystem::Filesystem;
+use crate::fill::Filler;
 use crate::fuse::Fuse;
 use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
@@ -60,9 +63,14 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         runtime.spawn_blocking(move || cache.sweep());
     }
     let uploads = Uploads::new(store.clone(), cache.clone(), config.write, runtime.handle().clone());
+    let fill = || Filler::new(store.clone(), cache.clone(), runtime.handle().clone());
+    let filler = config.engine.fill.then(fill);
+    if let Some(filler) = &filler {
+        filler.start();
+    }
     let filesystem = Filesystem::new(
         store.clone(),
-        cache.clone(),
+        Fetcher::new(cache.clone(), store.clone(), filler.clone(), runtime.handle().clone()),
         uploads.clone(),
         config.engine.revalidate,
         config.expose,
@@ -112,7 +120,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         // device number may be another mount's by now.
         let _ = mount.unmount();
     }
-    runtime.block_on(finish_uploads(&uploads, &mut signals));
+    runtime.block_on(finish_uploads(&uploads, filler.as_deref(), &mut signals));
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }
@@ -315,9 +323,14 @@ async fn until_unmounted(
 }
 
 /// Lets uploads under way come to their end, or until told again to end.
-async fn finish_uploads(uploads: &Arc<Uploads>, signals: &mut Signals) {
+async fn finish_uploads(uploads: &Arc<Uploads>, filler: Option<&Filler>, signals: &mut Signals) {
+    let filled = async {
+        if let Some(filler) = filler {
+            filler.drain(DRAIN).await;
+        }
+    };
     tokio::select! {
-        () = uploads.drain(DRAIN) => {}
+        ((), ()) = join(uploads.drain(DRAIN), filled) => {}
         () = signals.next() => {}
     }
     match uploads.pending().len() {

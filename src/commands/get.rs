@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use nix::unistd::dup2_stdout;
 
 use crate::cli::GetArgs;
 use crate::commands::engine::{is_disabled, start};
@@ -38,8 +39,17 @@ pub fn run(args: &GetArgs) -> Result<()> {
         None => {
             let path = Path::new("stdout");
             let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(|e| output_error(path, &e))?;
-            copy(&engine, &file, &stdout.into(), path)
+            copy(&engine, &file, &stdout.into(), path)?;
+            release_stdout();
+            Ok(())
         }
+    }
+}
+
+/// Lets the consumer see the end before what was fetched is filled into another remote.
+fn release_stdout() {
+    if let Ok(null) = File::options().write(true).open("/dev/null") {
+        let _ = dup2_stdout(null);
     }
 }
 

@@ -29,6 +29,7 @@ pub struct ConfigFile {
     pub allow_overwrite: Option<bool>,
     pub allow_delete: Option<bool>,
     pub no_check_archives: Option<bool>,
+    pub fill: Option<bool>,
     pub max_cache_size: Option<String>,
     pub min_free: Option<String>,
     pub revalidate: Option<String>,

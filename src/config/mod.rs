@@ -65,6 +65,8 @@ pub struct EngineConfig {
     pub cache_dir: Option<PathBuf>,
     /// What the cache may use of the disk.
     pub space: SpaceLimits,
+    /// Whether what a remote gives is uploaded to one that is asked before it.
+    pub fill: bool,
     /// After what age a cached file is asked about again; None: never.
     pub revalidate: Option<Duration>,
     /// Where and how much to log.
@@ -184,6 +186,7 @@ impl EngineConfig {
             s3: s3_options(&args.remote, env, file, &mut warnings)?,
             cache_dir: cache_dir(args.cache.cache_dir.as_deref(), env, file),
             space: space_limits(&args.cache, env, file)?,
+            fill: args.remote.fill || switch(env, "AZTEC_CACHE_FILL")?.or(file.fill).unwrap_or(false),
             revalidate: period(
                 &args.cache.revalidate,
                 "--revalidate",
@@ -250,6 +253,16 @@ fn var(env: Env, name: &str) -> Result<Option<String>> {
             .into_string()
             .map(Some)
             .map_err(|_| Error::usage(format!("{name}: not UTF-8; set it to text or unset it"))),
+    }
+}
+
+/// A variable that is 1 or 0.
+fn switch(env: Env, name: &str) -> Result<Option<bool>> {
+    match var(env, name)?.as_deref() {
+        None => Ok(None),
+        Some("0") => Ok(Some(false)),
+        Some("1") => Ok(Some(true)),
+        Some(other) => Err(Error::usage(format!("{name}: '{other}'; set it to 1 or 0"))),
     }
 }
 
@@ -485,6 +498,20 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_filled_unless_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        std::fs::write(&file, "fill = true\n").unwrap();
+        let filed = ("AZTEC_CACHE_CONFIG", file.to_str().unwrap());
+        let fills = |args: &[&str], vars: &[(&str, &str)]| config(args, vars).unwrap().fill;
+        assert!(!fills(&[], &[]));
+        assert!(fills(&[], &[filed]));
+        assert!(!fills(&[], &[filed, ("AZTEC_CACHE_FILL", "0")]));
+        assert!(fills(&[], &[("AZTEC_CACHE_FILL", "1")]));
+        assert!(fills(&["--fill"], &[("AZTEC_CACHE_FILL", "0")]));
+    }
+
+    #[test]
     fn an_empty_cache_dir_means_none() {
         assert_eq!(config(&[], &[("CACHE_LOCAL_DIR", "")]).unwrap().cache_dir, None);
         assert_eq!(config(&["--cache-dir", ""], &[("CACHE_LOCAL_DIR", "/x")]).unwrap().cache_dir, None);
@@ -507,6 +534,7 @@ mod tests {
             (&["--auto-unmount"], &[], "--auto-unmount"),
             (&["--remote", "s3://a-bucket/", "--remote", "https://"], &[], "--remote: 'https://'"),
             (&[], &[("AZTEC_CACHE_READ_ONLY", "yes")], "AZTEC_CACHE_READ_ONLY"),
+            (&[], &[("AZTEC_CACHE_FILL", "yes")], "AZTEC_CACHE_FILL"),
             (&["--upload", "soon"], &[], "--upload"),
             (&[], &[("AZTEC_CACHE_UPLOAD", "yes")], "AZTEC_CACHE_UPLOAD"),
             (&[], &[("S3_BUILD_CACHE_AWS_PARAMS", "--region 'x")], "S3_BUILD_CACHE_AWS_PARAMS"),

@@ -2,7 +2,7 @@
 
 use crate::cli::{FuseArgs, WriteArgs};
 use crate::config::file::ConfigFile;
-use crate::config::{Env, setting, var};
+use crate::config::{Env, setting, switch};
 use crate::error::{Error, Result};
 
 /// What may be written, and where it goes.
@@ -40,7 +40,7 @@ impl WriteOptions {
     pub fn new(args: &WriteArgs, env: Env, file: &ConfigFile) -> Result<WriteOptions> {
         let forced = env("S3_FORCE_UPLOAD").is_some_and(|value| !value.is_empty());
         Ok(WriteOptions {
-            read_only: is_read_only(env)?.or(file.read_only).unwrap_or(false),
+            read_only: switch(env, "AZTEC_CACHE_READ_ONLY")?.or(file.read_only).unwrap_or(false),
             upload: upload(args, env, file)?,
             allow_overwrite: args.allow_overwrite || forced || file.allow_overwrite.unwrap_or(false),
             allow_delete: false,
@@ -75,15 +75,6 @@ pub fn access(option: &str) -> Option<bool> {
         "ro" => Some(true),
         "rw" => Some(false),
         _ => None,
-    }
-}
-
-fn is_read_only(env: Env) -> Result<Option<bool>> {
-    match var(env, "AZTEC_CACHE_READ_ONLY")?.as_deref() {
-        None => Ok(None),
-        Some("0") => Ok(Some(false)),
-        Some("1") => Ok(Some(true)),
-        Some(other) => Err(Error::usage(format!("AZTEC_CACHE_READ_ONLY: '{other}'; set it to 1 or 0"))),
     }
 }
 

@@ -68,7 +68,7 @@ impl Download {
         };
         match self.check(crc, resources).await {
             Ok(()) => {
-                self.publish(partial, crc).await;
+                self.publish(partial, crc, resources).await;
                 self.finish();
             }
             Err(error) => {
@@ -141,14 +141,19 @@ impl Download {
         resources.doubts.check(&self.object, crc, file, &*self.store).await
     }
 
-    async fn publish(&self, partial: Arc<Partial>, crc: u64) {
+    async fn publish(&self, partial: Arc<Partial>, crc: u64, resources: &Resources) {
         let source = self.object.source.clone();
         let committed = blocking(move || {
             partial.commit(&source, &Checksum::crc64nvme(crc)).inspect_err(|_| partial.discard())
         });
         let key = &self.object.key;
         match committed.await {
-            Ok(Ok(())) => log::debug!("{key}: fetched, {} bytes", self.object.size),
+            Ok(Ok(())) => {
+                log::debug!("{key}: fetched, {} bytes", self.object.size);
+                if let Some(filler) = &resources.filler {
+                    filler.offer(&self.object);
+                }
+            }
             Ok(Err(e)) => log::warn!("{key}: fetched, but can't be kept in the cache directory: {e}"),
             Err(e) => log::debug!("{key}: fetched, but not kept: {e}"),
         }

@@ -24,6 +24,7 @@ use crate::cache::{Begun, CacheDir, Follower, Partial};
 use crate::download::direct::DirectReader;
 use crate::download::parts::{PartMap, PartSizes};
 use crate::error::{Error, Kind, Result};
+use crate::fill::Filler;
 use crate::object::ObjectVersion;
 use crate::store::ObjectStore;
 
@@ -37,6 +38,8 @@ pub struct Resources {
     pub budget: Arc<Semaphore>,
     /// What is known against the remote's checksums.
     pub doubts: Doubts,
+    /// Is told of what has been published.
+    pub filler: Option<Arc<Filler>>,
 }
 
 /// A download under way, shared by its readers and its workers.

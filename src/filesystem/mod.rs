@@ -85,27 +85,29 @@ pub struct Opened {
 }
 
 impl Filesystem {
-    /// The tree of `store`'s objects, fetched into `cache`; what is written goes to `uploads`. What waits for the network runs on `runtime`.
+    /// The tree of `store`'s objects, fetched by `fetcher` into its cache; what is written goes to `uploads`. What waits for the
+    /// network runs on `runtime`.
     pub fn new(
         store: Arc<dyn ObjectStore>,
-        cache: Option<Arc<CacheDir>>,
+        fetcher: Arc<Fetcher>,
         uploads: Arc<Uploads>,
         revalidate: Option<Duration>,
         expose: Expose,
         options: &MountOptions,
         runtime: Handle,
     ) -> Filesystem {
+        let cache = fetcher.cache().cloned();
         let link_base = cache.as_ref().map_or(0, |cache| cache.path().as_os_str().len() as u64 + 1);
         let coherence = Coherence::new(cache.clone(), revalidate);
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), runtime.clone()));
-        let lookup = Arc::new(Lookup::new(store.clone(), coherence, listings.clone(), runtime.clone()));
-        let spooled = SpooledFiles::new(uploads.clone(), lookup.clone(), runtime.clone());
+        let lookup = Arc::new(Lookup::new(store, coherence, listings.clone(), runtime.clone()));
+        let spooled = SpooledFiles::new(uploads.clone(), lookup.clone(), runtime);
         let nodes = Arc::new(Nodes::default());
         if expose == Expose::Symlink {
             nodes.separate_complete_files();
         }
         Filesystem {
-            fetcher: Fetcher::new(cache.clone(), store, runtime),
+            fetcher,
             cache,
             lookup,
             listings,

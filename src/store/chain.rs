@@ -40,9 +40,13 @@ impl Chain {
 
     /// The remote that uploads go to and are deleted from: the first that takes any.
     async fn writable(&self) -> Option<&dyn ObjectStore> {
-        for link in &self.links {
+        self.writable_index().await.map(|index| &*self.links[index].store)
+    }
+
+    async fn writable_index(&self) -> Option<usize> {
+        for (index, link) in self.links.iter().enumerate() {
             if link.store.accepts_uploads().await {
-                return Some(&*link.store);
+                return Some(index);
             }
         }
         None
@@ -169,6 +173,14 @@ impl ObjectStore for Chain {
 
     async fn upload_url(&self) -> String {
         self.writable().await.map_or(&*self.url, |store| store.url()).to_owned()
+    }
+
+    async fn behind_uploads(&self) -> Vec<String> {
+        let Some(index) = self.writable_index().await else { return Vec::new() };
+        let (before, behind) = self.links.split_at(index + 1);
+        let is_before = |url: &str| before.iter().any(|link| link.store.url() == url);
+        let urls = behind.iter().map(|link| link.store.url());
+        urls.filter(|url| !is_before(url)).map(str::to_owned).collect()
     }
 
     async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {

@@ -92,6 +92,12 @@ pub trait ObjectStore: Send + Sync + 'static {
         self.url().to_owned()
     }
 
+    /// The URLs of the remotes that are asked only after the one that uploads go to: what they have is found sooner once
+    /// it is uploaded. May ask for credentials; asks nothing of the remotes.
+    async fn behind_uploads(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Makes `payload` the object `key`, atomically: nobody sees a part of it, and a put that fails leaves nothing behind,
     /// pieces on the server neither. Failures that may pass are tried again, boundedly.
     ///

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use aztec_cache::cache::CacheDir;
 use aztec_cache::config::{Expose, Free, MountOptions, Remote, S3Options, SpaceLimits, WriteOptions};
 use aztec_cache::error::Kind;
+use aztec_cache::fetch::Fetcher;
 use aztec_cache::filesystem::{Access, Filesystem};
 use aztec_cache::nodes::ROOT;
 use aztec_cache::store;
@@ -70,8 +71,9 @@ fn engine(with_cache: bool) -> Engine {
     let cache = cache.map(Arc::new);
     let runtime = Handle::current();
     let uploads = Uploads::new(store.clone(), cache.clone(), WriteOptions::default(), runtime.clone());
-    let filesystem =
-        Filesystem::new(store.clone(), cache, uploads, None, Expose::File, &MountOptions::default(), runtime);
+    let fetcher = Fetcher::new(cache, store.clone(), None, runtime.clone());
+    let options = MountOptions::default();
+    let filesystem = Filesystem::new(store.clone(), fetcher, uploads, None, Expose::File, &options, runtime);
     Engine { dir, store, filesystem: Arc::new(filesystem) }
 }
 

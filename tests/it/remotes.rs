@@ -2,6 +2,7 @@
 
 mod chain;
 mod directory;
+mod fill;
 mod http;
 mod http_odd;
 mod https;
