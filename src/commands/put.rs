@@ -59,6 +59,8 @@ pub fn run(args: &PutArgs) -> Result<u8> {
             put.progress.say(&format!("aztec-cache: {error}"));
             Ok(1)
         }
+        // A remote of a kind that takes none is a matter of the settings.
+        Err(error) if error.kind() == Kind::Unsupported => Err(Error::usage(error.to_string())),
         result => result.map(|()| 0),
     }
 }
