@@ -164,7 +164,6 @@ impl Engine {
         let Some(runtime) = &self.runtime else {
             return Err(Error::new(Kind::Internal, "the runtime has ended"));
         };
-        self.sweep.call_once(|| self.begin_sweep());
         Ok(Uploads::new(self.store.clone(), self.cache.clone(), options, runtime.handle().clone()))
     }
 

@@ -368,7 +368,7 @@ impl CacheDir {
     pub fn remove(&self, key: &Key) -> io::Result<bool> {
         if journal::is_pending(&self.dirs, key) {
             return Err(io::Error::other(
-                "still to be uploaded, so it stays; 'aztec-cache put' and mounts upload it",
+                "still to be uploaded, which 'aztec-cache put' and mounts do; to give it up, remove the file itself",
             ));
         }
         self.unlink(key)

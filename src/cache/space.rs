@@ -110,6 +110,13 @@ impl Turn<'_> {
             None => Ok(()),
         }
     }
+
+    /// The same of a change that can't be undone: a ledger that is wrong is counted anew in the end.
+    fn note_done(&mut self, known: Option<Ledger>, change: i64) {
+        if let Err(e) = self.note(known, change) {
+            log::debug!("can't note the space in use: {e}");
+        }
+    }
 }
 
 impl Space {
@@ -201,8 +208,10 @@ impl Space {
         let known = turn.read()?.filter(|ledger| self.is_current(ledger));
         let replaced = self.dirs.stat(key).map_or(0, |stat| allocated(&stat));
         rename()?;
-        let meta = file.metadata()?;
-        turn.note(known, signed(meta.blocks() * 512) - signed(reserved(&meta)) - signed(replaced))
+        let change =
+            |meta: &Metadata| signed(meta.blocks() * 512) - signed(reserved(meta)) - signed(replaced);
+        turn.note_done(known, file.metadata().as_ref().map_or(0, change));
+        Ok(())
     }
 
     /// Runs `rename`, which puts a published file under `key`'s name in place of any other.
@@ -211,7 +220,8 @@ impl Space {
         let known = turn.read()?.filter(|ledger| self.is_current(ledger));
         let replaced = self.dirs.stat(key).map_or(0, |stat| allocated(&stat));
         rename()?;
-        turn.note(known, -signed(replaced))
+        turn.note_done(known, -signed(replaced));
+        Ok(())
     }
 
     /// Runs `unlink`, which removes `file`, one under way.

@@ -67,6 +67,11 @@ impl Spool {
         &self.file
     }
 
+    /// Whether it is an artifact by now.
+    pub fn is_published(&self) -> bool {
+        self.published.load(Ordering::Relaxed)
+    }
+
     /// Makes room for `size` bytes in all, evicting what is in the way. In steps: it rarely has anything to do.
     ///
     /// # Errors
@@ -144,7 +149,7 @@ impl Spool {
 
 impl Drop for Spool {
     fn drop(&mut self) {
-        if !self.published.load(Ordering::Relaxed) {
+        if !self.is_published() {
             self.space.release(&self.file, || partial::unlink(&self.dirs, &self.path));
         }
     }

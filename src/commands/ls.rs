@@ -68,11 +68,11 @@ fn local_entries(engine: &Engine, dir: &str) -> Vec<Entry> {
 fn line(engine: &Engine, out: &mut impl Write, entry: &Entry, path: &str, long: bool) -> io::Result<()> {
     let path = path.escape_debug();
     match entry {
-        Entry::Dir(_) if long => writeln!(out, "{:>14}  {:20}  {:6}  {path}/", "-", "-", "-"),
+        Entry::Dir(_) if long => writeln!(out, "{:>14}  {:20}  {:14}  {path}/", "-", "-", "-"),
         Entry::Dir(_) => writeln!(out, "{path}/"),
         Entry::File(served) if long => {
             let (size, written) = (served.version().size, time(served.version().modified));
-            writeln!(out, "{size:>14}  {written:20}  {:6}  {path}", state(engine, served))
+            writeln!(out, "{size:>14}  {written:20}  {:14}  {path}", state(engine, served))
         }
         Entry::File(_) => writeln!(out, "{path}"),
     }

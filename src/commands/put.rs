@@ -65,6 +65,8 @@ pub fn run(args: &PutArgs) -> Result<u8> {
             put.progress.say(&format!("aztec-cache: {key}: saved here alone: no credentials to upload it"));
             Ok(0)
         }
+        // A remote of a kind that takes none is a matter of the settings.
+        Err(error) if error.kind() == Kind::Unsupported => Err(Error::usage(error.to_string())),
         result => result.map(|()| 0),
     }
 }

@@ -182,9 +182,11 @@ impl NewFile {
         whole
     }
 
-    /// Lets it be written again, since it couldn't be published.
+    /// Lets it be written again, unless it was published.
     pub(super) fn unseal(&self) {
-        self.state().sealed = false;
+        if !self.spool().is_some_and(Spool::is_published) {
+            self.state().sealed = false;
+        }
     }
 
     fn begin_seal(&self) -> Result<(u64, Option<Sequence>)> {

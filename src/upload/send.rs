@@ -27,7 +27,7 @@ pub enum Sent {
 
 /// Whether trying again is of no use before something is changed: the settings, the rights, the file.
 pub fn is_final(error: &Error) -> bool {
-    matches!(error.kind(), Kind::AccessDenied | Kind::ListDenied | Kind::Refused | Kind::Unsupported)
+    matches!(error.kind(), Kind::AccessDenied | Kind::Refused | Kind::Unsupported)
 }
 
 impl Uploads {

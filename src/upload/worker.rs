@@ -137,7 +137,12 @@ impl Uploads {
             Err(error) if is_final(error) => log::info!("{error}; {key} is kept here and not uploaded"),
             Err(error) => {
                 let failures = self.jobs.failed(key);
-                let level = if failures == 1 { log::Level::Warn } else { log::Level::Info };
+                let level = match error.kind() {
+                    // The program is ending.
+                    Kind::Internal => log::Level::Debug,
+                    _ if failures == 1 => log::Level::Warn,
+                    _ => log::Level::Info,
+                };
                 log::log!(level, "{error}; {key} is kept here and uploaded later");
                 return self.resume();
             }
@@ -256,7 +261,8 @@ impl Jobs {
     /// Notes that a job failed that will be tried again; how often it has.
     fn failed(&self, key: &Key) -> u32 {
         let mut table = self.table();
-        let Some(job) = table.get_mut(key) else { return 1 };
+        let fresh = Job { due: Instant::now(), failures: 0, sent: None };
+        let job = table.entry(key.clone()).or_insert(fresh);
         job.failures += 1;
         job.due = Instant::now() + pause(job.failures);
         job.sent = None;

@@ -7,6 +7,7 @@ use std::process::{Output, Stdio};
 
 use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::s3::{Access, Fault, Op, Options, S3Server};
+use aztec_cache_test_support::web::{Reply, WebServer};
 use serde_json::Value;
 
 use super::{command, offline, run};
@@ -228,9 +229,30 @@ fn a_read_only_remote_with_a_cache_of_one_s_own() {
     assert_eq!(said(&put(&place, NAME, b"mine")), "");
     assert_eq!(run(&place, &["get", NAME]).stdout, b"mine");
     assert_eq!(run(&place, &["get", "theirs.bin"]).stdout, b"theirs");
+    assert_eq!(run(&place, &["get", NAME, "--revalidate", "1ms"]).stdout, b"mine", "no remote has another");
     assert!(said(&put(&place, "theirs.bin", b"mine")).contains("already exists"));
     assert_eq!((server.counts().put, journal(&place).len()), (0, 0));
     assert_eq!(state(&place, NAME).as_deref(), Some("cached"));
+}
+
+#[test]
+fn of_several_remotes_the_first_that_takes_uploads_gets_it() {
+    let (server, web) = (S3Server::start(), WebServer::start(|_| Reply::new(404)));
+    let mut place = Place::of(&server);
+    let bucket = "s3://aztec-ci-artifacts/build-cache/";
+    place.env("AZTEC_CACHE_REMOTE", format!("{} {bucket}", web.url()));
+    assert_eq!(said(&put(&place, NAME, b"bytes")), "");
+    assert_eq!(server.object(&key(NAME)).unwrap(), "bytes");
+    server.stop();
+    said(&put(&place, "other.bin", b"other"));
+    let entry = place.cache().join(".aztec-cache/journal").join(&journal(&place)[0]);
+    let entry: Value = serde_json::from_slice(&fs::read(entry).unwrap()).unwrap();
+    assert_eq!((&entry["name"], &entry["remote"]), (&"other.bin".into(), &bucket.into()));
+    server.restart();
+    // With the bucket alone it is the same remote.
+    place.env("AZTEC_CACHE_REMOTE", bucket);
+    said(&put(&place, "third.bin", b"third"));
+    assert_eq!(server.object(&key("other.bin")).unwrap(), "other");
 }
 
 #[test]
@@ -263,6 +285,8 @@ fn bad_input_is_refused_with_a_remedy() {
     assert_refused(&run(&place, &["put", NAME, path, "--upload", "soon"]), 2, &["--upload", "soon"]);
     let read_only = command(&place, &["put", NAME, path]).env("AZTEC_CACHE_READ_ONLY", "1").output().unwrap();
     assert_refused(&read_only, 2, &["AZTEC_CACHE_READ_ONLY"]);
+    let to_the_web = ["put", NAME, path, "--remote", "http://127.0.0.1:9/", "--upload=through"];
+    assert_refused(&place.command(&to_the_web).output().unwrap(), 2, &["http://127.0.0.1:9/", "s3://"]);
     assert_eq!(server.counts().put, 0);
     assert_eq!(names_in(&place.cache().join(".aztec-cache/spool")), Vec::<String>::new());
 }

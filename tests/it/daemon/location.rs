@@ -175,11 +175,8 @@ fn keys_named_like_the_mountpoint_or_our_own_directory_do_no_harm() {
         mount.unmount();
         assert_eq!(names_in(&path), [""; 0], "{name}: nothing was put under the mountpoint");
         let own = place.cache().join(".aztec-cache");
-        assert_eq!(
-            names_in(&own),
-            ["format", "journal", "meta", "notes", "partial", "space", "spool"],
-            "{name}"
-        );
+        let expected = ["format", "journal", "meta", "notes", "partial", "space", "spool"];
+        assert_eq!(names_in(&own), expected, "{name}");
     }
 }
 

@@ -11,7 +11,7 @@ use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::s3::{Fault, Op, S3Server};
 
 use super::{BACKGROUND, Engine, NEVER, THROUGH, key, s3, server};
-use crate::common::{PATIENCE, Place, assert_same, key as remote_key, names_in, wait_for};
+use crate::common::{PATIENCE, Place, assert_same, key as remote_key, names_in, needs_fuse, wait_for, xattr};
 
 const NAME: &str = "noir-b786c534d2b9261d.bin";
 
@@ -247,6 +247,22 @@ fn a_process_that_is_killed_in_mid_upload_leaves_it_to_the_next_which_does_it_on
         assert!(parts.contains(&puts), "{puts} requests for {size} bytes");
         assert_eq!(names_in(&place.cache().join(".aztec-cache/journal")), Vec::<String>::new());
     }
+}
+
+#[test]
+fn a_pending_file_shows_as_such_in_a_mount() {
+    needs_fuse!();
+    let server = S3Server::start();
+    let place = Place::of(&server);
+    server.stop();
+    let body = random_bytes(7, 300_000);
+    assert!(put(&place, NAME, &body).output().unwrap().status.success());
+    let mount = place.mount();
+    assert_same("served", &mount.read(NAME).unwrap(), &body);
+    let attribute = |name: &str| xattr(&mount.file(NAME), &format!("user.aztec_cache.{name}"));
+    assert_eq!(attribute("state").as_deref(), Some("pending-upload"));
+    assert_eq!((attribute("source").as_deref(), attribute("etag")), (Some("upload"), None));
+    assert!(attribute("checksum").unwrap().starts_with("crc64nvme:"));
 }
 
 #[test]
