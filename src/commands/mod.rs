@@ -3,6 +3,7 @@
 mod engine;
 mod evict;
 mod exists;
+mod extract;
 mod get;
 mod ls;
 mod mount;
@@ -38,6 +39,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Mount(args) => mount::run(&args),
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
         Command::Get(args) => get::run(&args).map(|()| 0),
+        Command::Extract(args) => extract::run(&args).map(|()| 0),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
         Command::Prefetch(args) => prefetch::run(&args),
