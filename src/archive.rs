@@ -1,7 +1,7 @@
 //! Whether a compressed file is whole: decoded to the end, its bytes thrown away.
 
 use std::fmt;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -31,28 +31,52 @@ impl fmt::Display for ArchiveError {
 
 impl std::error::Error for ArchiveError {}
 
-/// What a file's name says that it is.
+/// How a file is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// `.gz` or `.tgz`.
+    /// RFC 1952.
     Gzip,
-    /// `.zst` or `.tzst`.
+    /// RFC 8878.
     Zstd,
 }
 
-/// The format of files of this name; None for those that are not checked.
-pub fn format(name: &str) -> Option<Format> {
-    let name = name.to_ascii_lowercase();
-    match name.rsplit_once('.')?.1 {
-        "gz" | "tgz" => Some(Format::Gzip),
-        "zst" | "tzst" => Some(Format::Zstd),
-        _ => None,
+impl Format {
+    /// What a file's name says; None for those that are not checked.
+    pub fn of_name(name: &str) -> Option<Format> {
+        let name = name.to_ascii_lowercase();
+        match name.rsplit_once('.')?.1 {
+            "gz" | "tgz" => Some(Format::Gzip),
+            "zst" | "tzst" => Some(Format::Zstd),
+            _ => None,
+        }
     }
+
+    /// What a file's first bytes say, four or more; None when it is of another kind.
+    pub fn of_content(start: &[u8]) -> Option<Format> {
+        match start {
+            [0x1f, 0x8b, ..] => Some(Format::Gzip),
+            // Parallel compressors begin with a frame to be skipped.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(Format::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// Decodes `input`, all its members or frames, to its end. What is truncated, damaged or followed by something else is an
+/// error.
+///
+/// # Errors
+/// No memory.
+pub fn decoder<'a>(format: Format, input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    Ok(match format {
+        Format::Gzip => Box::new(MultiGzDecoder::new(input)),
+        Format::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
+    })
 }
 
 /// Whether files of this name are checked: `.gz`, `.tgz`, `.zst` and `.tzst`.
 pub fn is_checked(name: &str) -> bool {
-    format(name).is_some()
+    Format::of_name(name).is_some()
 }
 
 /// Decodes all of `reader`, which holds a file called `name`; a name of another kind says nothing about its bytes.
@@ -60,13 +84,10 @@ pub fn is_checked(name: &str) -> bool {
 /// # Errors
 /// The file is empty, truncated, damaged or followed by something else, or can't be read.
 pub fn check(name: &str, reader: impl Read) -> Result<(), ArchiveError> {
-    let Some(format) = format(name) else { return Ok(()) };
+    let Some(format) = Format::of_name(name) else { return Ok(()) };
     let mut input = Input { inner: reader, bytes: 0, failure: None };
     let buffered = BufReader::with_capacity(CHUNK, &mut input);
-    let decoded = match format {
-        Format::Gzip => drain(MultiGzDecoder::new(buffered)),
-        Format::Zstd => zstd::stream::read::Decoder::with_buffer(buffered).and_then(drain),
-    };
+    let decoded = decoder(format, buffered).and_then(drain);
     match (decoded, input.failure) {
         (_, Some(e)) => Err(ArchiveError::Io(e)),
         (_, None) if input.bytes == 0 => Err(ArchiveError::Empty),

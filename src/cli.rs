@@ -34,6 +34,8 @@ pub enum Command {
     Get(Box<GetArgs>),
     /// Save a file as an artifact, in the local cache and in the remote; needs no mount
     Put(Box<PutArgs>),
+    /// Fetch, check and unpack an archive in one pass, as tar -xf does; needs no mount
+    Extract(Box<ExtractArgs>),
     /// Exit with 0 when each artifact exists, locally or remotely, with 1 when one doesn't
     Exists(Box<ExistsArgs>),
     /// List artifacts
@@ -180,6 +182,21 @@ pub struct GetArgs {
     /// Write to FILE instead of stdout: it appears whole, in place of what was there, or not at all
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+
+    /// Flags about what is read and where it is kept.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// `aztec-cache extract`
+#[derive(Args, Debug)]
+pub struct ExtractArgs {
+    /// The artifact: a tar archive, in gzip, in zstd or plain, whatever its name
+    pub name: String,
+
+    /// The directory to unpack into, made when missing; files that are there are replaced
+    #[arg(default_value = ".", value_parser = OsStringValueParser::new().map(PathBuf::from))]
+    pub dir: PathBuf,
 
     /// Flags about what is read and where it is kept.
     #[command(flatten)]

@@ -15,6 +15,7 @@ pub mod download;
 pub mod engine;
 pub mod errno;
 pub mod error;
+pub mod extract;
 pub mod fetch;
 pub mod filesystem;
 pub mod fill;

@@ -1,13 +1,18 @@
 //! The start that commands without a mount have in common.
 
+use std::mem::replace;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use crate::cache::CacheDir;
 use crate::cli::{EngineArgs, LocalArgs};
 use crate::config::{self, EngineConfig, LocalConfig};
 use crate::engine::{Engine, open_cache};
 use crate::error::{Error, Kind, Result};
+use crate::handles::OpenFile;
 use crate::logging;
+use crate::object::Key;
 
 /// Names that are asked about, or fetched, at a time.
 pub const AT_ONCE: usize = 16;
@@ -70,6 +75,44 @@ fn writable(cache: Arc<CacheDir>) -> Result<Arc<CacheDir>> {
 
 fn no_cache() -> Error {
     Error::usage("no local cache; set CACHE_LOCAL_DIR or --cache-dir")
+}
+
+/// Hands all bytes of `file` to `take`, in order, until that has enough. The last ones come only once it is certain that
+/// they are all there and right: nobody takes a broken file for whole.
+///
+/// # Errors
+/// They can't be had, and `take`'s.
+pub fn hand_over(
+    engine: &Engine,
+    file: &OpenFile,
+    take: &mut dyn FnMut(Bytes) -> Result<bool>,
+) -> Result<()> {
+    /// What is read at a time, in bytes; so much is held back at the end.
+    const CHUNK: u32 = 1 << 20;
+    let (mut at, mut held) = (0, Bytes::new());
+    loop {
+        let chunk = engine.wait(file.read(at, CHUNK).wait())?;
+        if chunk.is_empty() {
+            break;
+        }
+        at += chunk.len() as u64;
+        if !take(replace(&mut held, chunk))? {
+            return Ok(());
+        }
+    }
+    engine.wait(file.finished())?;
+    take(held).map(drop)
+}
+
+/// Refuses to give `key` when the shell layer was told to do without caches.
+///
+/// # Errors
+/// `NotFound`, in the shell layer's words.
+pub fn refuse_disabled(key: &Key) -> Result<()> {
+    if is_disabled() {
+        return Err(Error::new(Kind::NotFound, format!("Not using cache for {key} because NO_CACHE=1.")));
+    }
+    Ok(())
 }
 
 /// Whether the shell layer was told to do without caches.

@@ -6,28 +6,21 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use nix::unistd::dup2_stdout;
 
 use crate::cli::GetArgs;
-use crate::commands::engine::{is_disabled, start};
+use crate::commands::engine::{hand_over, refuse_disabled, start};
 use crate::engine::{Engine, key};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::handles::OpenFile;
-
-/// What is read and written at a time, in bytes; so much is held back at the end.
-const CHUNK: u32 = 1 << 20;
 
 /// Writes the artifact to stdout or to a file.
 ///
 /// # Errors
 /// It isn't there or can't be had whole; the last part has not been written then.
 pub fn run(args: &GetArgs) -> Result<()> {
-    let name = &args.name;
-    let key = key(name)?;
-    if is_disabled() {
-        return Err(Error::new(Kind::NotFound, format!("Not using cache for {key} because NO_CACHE=1.")));
-    }
+    let key = key(&args.name)?;
+    refuse_disabled(&key)?;
     let engine = start(&args.engine)?;
     let file = engine.wait(engine.open(&key))?;
     match &args.output {
@@ -77,28 +70,13 @@ fn to_file(engine: &Engine, file: &OpenFile, path: &Path) -> Result<()> {
     temporary.persist(&target).map(drop).map_err(|e| error(&e.error))
 }
 
-/// Copies all bytes, the last ones only once it is certain that they are all there and right. A reader that goes before
-/// the end has had what it wanted.
+/// Copies all bytes. A reader that goes before the end has had what it wanted.
 fn copy(engine: &Engine, file: &OpenFile, mut to: &File, path: &Path) -> Result<()> {
-    let mut write = |chunk: &Bytes| match to.write_all(chunk) {
+    hand_over(engine, file, &mut |chunk| match to.write_all(&chunk) {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(e) => Err(output_error(path, &e)),
-    };
-    let (mut at, mut held) = (0, Bytes::new());
-    loop {
-        let chunk = engine.wait(file.read(at, CHUNK).wait())?;
-        if chunk.is_empty() {
-            break;
-        }
-        if !write(&held)? {
-            return Ok(());
-        }
-        at += chunk.len() as u64;
-        held = chunk;
-    }
-    engine.wait(file.finished())?;
-    write(&held).map(drop)
+    })
 }
 
 fn output_error(path: &Path, error: &io::Error) -> Error {

@@ -3,6 +3,7 @@
 mod engine;
 mod evict;
 mod exists;
+mod extract;
 mod get;
 mod ls;
 mod mount;
@@ -40,6 +41,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
         Command::Get(args) => or_quiet_miss(get::run(&args), &args.engine.log),
         Command::Put(args) => put::run(&args),
+        Command::Extract(args) => extract::run(&args).map(|()| 0),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
         Command::Prefetch(args) => prefetch::run(&args),

@@ -112,7 +112,7 @@ impl Rename<'_> {
             return Err(not_only_here(&from));
         }
         let error = |e: io::Error| Error::local(format!("{from}: can't be renamed to {to}"), &e);
-        if check_archive && archive::format(from.name()) != archive::format(to.name()) {
+        if check_archive && archive::Format::of_name(from.name()) != archive::Format::of_name(to.name()) {
             let opened = self.cache.open_unnoticed(&from).map_err(error)?;
             archive::check(to.name(), FromStart::of(Arc::new(opened)))
                 .map_err(|why| Error::new(Kind::Damaged, format!("{to}: {why}: not renamed from {from}")))?;

@@ -226,7 +226,9 @@ impl NewFile {
     /// Decodes what is to be called `key` to its end, unless that has been done on the way.
     fn check(&self, key: &Key, size: u64, decoding: Option<Decoding>) -> Result<(), ArchiveError> {
         let name = key.name();
-        match decoding.filter(|decoding| archive::format(decoding.name()) == archive::format(name)) {
+        match decoding
+            .filter(|decoding| archive::Format::of_name(decoding.name()) == archive::Format::of_name(name))
+        {
             Some(decoding) => decoding.finish(),
             None => archive::check(name, self.reader(size)),
         }

@@ -2,6 +2,7 @@
 
 mod evict;
 mod exists;
+mod extract;
 mod get;
 mod ls;
 mod prefetch;

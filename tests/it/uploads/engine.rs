@@ -4,8 +4,9 @@ use std::fs;
 use std::sync::Arc;
 
 use aztec_cache::cache::Verdict;
-use aztec_cache::config::WriteOptions;
+use aztec_cache::config::{Remote, S3Options, WriteOptions};
 use aztec_cache::error::Kind;
+use aztec_cache::store;
 use aztec_cache::upload::{Published, Uploads};
 use aztec_cache_test_support::artifacts::random_bytes;
 use tokio::runtime::Handle;
@@ -153,7 +154,9 @@ async fn nothing_is_written_where_it_could_go_nowhere() {
     assert_eq!(nowhere.create(&key("a.bin")).err().map(|e| e.kind()), Some(Kind::ReadOnly));
     // Whether there are credentials isn't known before somebody asks.
     let unsigned = WriteOptions { upload: None, ..NEVER };
-    let unsigned = Uploads::new(directory(remote.path()), None, unsigned, Handle::current());
+    let web = Remote::parse("a test", "http://127.0.0.1:9/").unwrap();
+    let web = store::open(&[web], &S3Options::default()).unwrap();
+    let unsigned = Uploads::new(web, None, unsigned, Handle::current());
     let file = Arc::new(unsigned.create(&key("a.bin")).unwrap());
     assert_eq!(unsigned.publish(file, &key("a.bin")).await.unwrap_err().kind(), Kind::ReadOnly);
     assert!(unsigned.create(&key("a.bin")).is_err(), "now it is");

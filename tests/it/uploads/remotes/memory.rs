@@ -15,7 +15,7 @@ use aztec_cache_test_support::seaweed::{ACCESS_KEY, BUCKET as SEAWEED_BUCKET, SE
 use super::{BUCKET, MIB, Remotes, payload, remote};
 use crate::common::{assert_same, key};
 
-const CHILD: &str = "uploads::store::memory::in_a_process_of_its_own";
+const CHILD: &str = "uploads::remotes::memory::in_a_process_of_its_own";
 const URL: &str = "AZTEC_CACHE_TEST_UPLOAD_URL";
 const SIZES: [usize; 4] = [0, 1, 300_001, 12 * MIB + 1];
 /// Large enough that what it takes of memory would show.
