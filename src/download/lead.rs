@@ -22,10 +22,10 @@ use crate::download::{Download, Resources, unread};
 use crate::error::{Error, Kind, Result};
 
 /// Ranged GETs at once for one object.
-const WORKERS: u64 = 16;
+const WORKERS: u64 = 24;
 /// Workers beyond those, each for a reader far from what is being fetched.
 const URGENT_WORKERS: usize = 4;
-/// How long the others wait for the first one's first bytes, which a reader most likely waits for, too: sixteen requests at
+/// How long the others wait for the first one's first bytes, which a reader most likely waits for, too: many requests at
 /// once keep each other, the machine and the server busy.
 const HEAD_START: Duration = Duration::from_millis(5);
 /// Bytes gathered before a write, unless a reader waits for them or no more come for a while: each write costs two changes
