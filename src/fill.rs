@@ -28,7 +28,7 @@ pub struct Filler {
     /// Only one that can be written.
     cache: Option<Arc<CacheDir>>,
     runtime: Handle,
-    target: OnceCell<Target>,
+    target: OnceCell<Option<Target>>,
     /// Guards only the queue.
     queue: Mutex<Queue>,
     /// Wakes those who wait for the end, at the end of each worker.
@@ -37,9 +37,9 @@ pub struct Filler {
 
 /// What is filled, and from where.
 struct Target {
-    /// The URL of the remote that takes uploads.
-    url: String,
-    /// The URLs of those behind it.
+    /// The first S3 remote that takes uploads.
+    store: Arc<dyn ObjectStore>,
+    /// The URLs of the remotes behind it.
     sources: Vec<String>,
 }
 
@@ -53,7 +53,7 @@ struct Queue {
 }
 
 impl Filler {
-    /// Uploads from `cache` to the remote of `store` that takes uploads. Asks nothing yet.
+    /// Uploads from `cache` to the first S3 remote of `store` that takes uploads. Asks nothing yet.
     pub fn new(store: Arc<dyn ObjectStore>, cache: Option<Arc<CacheDir>>, runtime: Handle) -> Arc<Filler> {
         let cache = cache.filter(|cache| cache.is_writable());
         let (target, queue, ended) = (OnceCell::new(), Mutex::default(), Notify::new());
@@ -108,10 +108,9 @@ impl Filler {
     async fn work(self: Arc<Filler>) {
         let target = self.target().await;
         while let Some(object) = self.next() {
-            if !target.sources.iter().any(|source| **source == *object.source) {
-                continue;
-            }
-            match self.upload(&object).await {
+            let is_behind = |target: &&Target| target.sources.iter().any(|source| **source == *object.source);
+            let Some(target) = target.filter(is_behind) else { continue };
+            match self.upload(&object, target).await {
                 Ok(outcome) => self.succeeded(&object, target, outcome),
                 Err(error) if is_its_own(&error) => self.failed(&object.key, &error),
                 // So would the others.
@@ -125,21 +124,21 @@ impl Filler {
         self.ended.notify_waiters();
     }
 
-    async fn target(&self) -> &Target {
+    /// None: there is nothing to fill.
+    async fn target(&self) -> Option<&Target> {
         let find = || async {
-            let target =
-                Target { url: self.store.upload_url().await, sources: self.store.behind_uploads().await };
+            let nearby = self.store.nearby().await.filter(|(_, sources)| !sources.is_empty());
             if self.cache.is_none() {
                 log::warn!("--fill: does nothing without a local cache to fill from; set CACHE_LOCAL_DIR");
-            } else if target.sources.is_empty() {
+            } else if nearby.is_none() {
                 log::warn!(
                     "--fill: does nothing: no remote that can be written is asked before another; name an s3:// one first by \
                      --remote, and give credentials for it"
                 );
             }
-            target
+            nearby.map(|(store, sources)| Target { store, sources })
         };
-        self.target.get_or_init(find).await
+        self.target.get_or_init(find).await.as_ref()
     }
 
     /// What is to be filled next. None ends the worker, which doesn't count from then on.
@@ -160,17 +159,17 @@ impl Filler {
     }
 
     /// None when the file isn't there as it was fetched any more.
-    async fn upload(&self, object: &ObjectVersion) -> Result<Option<Put>> {
+    async fn upload(&self, object: &ObjectVersion, target: &Target) -> Result<Option<Put>> {
         let Some(cache) = self.cache.clone() else { return Ok(None) };
         let version = object.clone();
         match blocking(move || payload(&cache, &version)).await? {
-            Some(payload) => self.store.put(&object.key, &payload, Existing::Keep).await.map(Some),
+            Some(payload) => target.store.put(&object.key, &payload, Existing::Keep).await.map(Some),
             None => Ok(None),
         }
     }
 
     fn succeeded(&self, object: &ObjectVersion, target: &Target, outcome: Option<Put>) {
-        let (key, url) = (&object.key, &target.url);
+        let (key, url) = (&object.key, target.store.url());
         match outcome {
             Some(Put::Stored(_)) => {
                 let filled = {

@@ -40,13 +40,9 @@ impl Chain {
 
     /// The remote that uploads go to and are deleted from: the first that takes any.
     async fn writable(&self) -> Option<&dyn ObjectStore> {
-        self.writable_index().await.map(|index| &*self.links[index].store)
-    }
-
-    async fn writable_index(&self) -> Option<usize> {
-        for (index, link) in self.links.iter().enumerate() {
+        for link in &self.links {
             if link.store.accepts_uploads().await {
-                return Some(index);
+                return Some(&*link.store);
             }
         }
         None
@@ -175,12 +171,17 @@ impl ObjectStore for Chain {
         self.writable().await.map_or(&*self.url, |store| store.url()).to_owned()
     }
 
-    async fn behind_uploads(&self) -> Vec<String> {
-        let Some(index) = self.writable_index().await else { return Vec::new() };
-        let (before, behind) = self.links.split_at(index + 1);
-        let is_before = |url: &str| before.iter().any(|link| link.store.url() == url);
-        let urls = behind.iter().map(|link| link.store.url());
-        urls.filter(|url| !is_before(url)).map(str::to_owned).collect()
+    async fn nearby(&self) -> Option<(Arc<dyn ObjectStore>, Vec<String>)> {
+        for (index, link) in self.links.iter().enumerate() {
+            if link.store.url().starts_with("s3://") && link.store.accepts_uploads().await {
+                let (before, behind) = self.links.split_at(index + 1);
+                let is_before = |url: &str| before.iter().any(|link| link.store.url() == url);
+                let urls = behind.iter().map(|link| link.store.url());
+                let behind = urls.filter(|url| !is_before(url)).map(str::to_owned).collect();
+                return Some((link.store.clone(), behind));
+            }
+        }
+        None
     }
 
     async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {

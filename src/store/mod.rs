@@ -92,10 +92,10 @@ pub trait ObjectStore: Send + Sync + 'static {
         self.url().to_owned()
     }
 
-    /// The URLs of the remotes that are asked only after the one that uploads go to: what they have is found sooner once
-    /// it is uploaded. May ask for credentials; asks nothing of the remotes.
-    async fn behind_uploads(&self) -> Vec<String> {
-        Vec::new()
+    /// The first S3 remote of a chain that takes uploads, and the URLs of those that are asked only after it: what they have is found
+    /// sooner once it is there, too. May ask for credentials; asks nothing of the remotes.
+    async fn nearby(&self) -> Option<(Arc<dyn ObjectStore>, Vec<String>)> {
+        None
     }
 
     /// Makes `payload` the object `key`, atomically: nobody sees a part of it, and a put that fails leaves nothing behind,

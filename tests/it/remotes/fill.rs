@@ -254,7 +254,7 @@ fn an_office_s_seaweed_fs_serves_what_its_first_reader_fetched() {
     for (i, name) in names.iter().enumerate() {
         far.put(&key(name), body(i));
     }
-    let profile = Profile { latency: Duration::from_millis(30), rate: Some(10 << 20), ..Profile::default() };
+    let profile = Profile { latency: Duration::from_millis(80), rate: Some(1 << 20), ..Profile::default() };
     let way = Proxy::start(far.addr(), profile);
     let names: Vec<&str> = names.iter().map(|name| &**name).collect();
     let prefetch = |place: &Place| {

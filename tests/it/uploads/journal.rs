@@ -225,9 +225,9 @@ fn put(place: &Place, name: &str, body: &[u8]) -> Command {
 fn a_process_that_is_killed_in_mid_upload_leaves_it_to_the_next_which_does_it_once() {
     let server = S3Server::start();
     let place = Place::of(&server);
-    for size in [700_001, 40 << 20] {
+    for (size, op) in [(700_001, Op::Put), (40 << 20, Op::Part)] {
         let (name, body) = (format!("size-{size}.bin"), random_bytes(6, size));
-        let gate = server.hold(Op::Put, Some(&remote_key(&name)));
+        let gate = server.hold(op, Some(&remote_key(&name)));
         let mut killed = put(&place, &name, &body).spawn().unwrap();
         wait_for("the upload to begin", || gate.waiting() > 0);
         killed.kill().unwrap();
