@@ -388,7 +388,7 @@ pub struct FuseArgs {
     #[arg(long, overrides_with = "read_write")]
     pub read_only: bool,
 
-    /// Let files be written, whatever the environment and the configuration file say [default]
+    /// Let files be written, whatever the environment and the configuration file say: the default
     #[arg(long, overrides_with = "read_only")]
     pub read_write: bool,
 

@@ -97,6 +97,8 @@ pub enum Workload {
     Opens,
     /// Memory under load: a very large file, many at once, a listing of 100,000 keys (our mount alone)
     Memory,
+    /// One large file uploaded; memory and CPU
+    Upload,
 }
 
 /// How the server is reached.

@@ -156,6 +156,12 @@ pub fn judge(results: &Results) -> Vec<Measure> {
             found.ratio(("read.cpu", raw, OURS), ("read.cpu", raw, CURL_DIR)),
             2.5,
         ),
+        at_least(
+            "upload, S3-like: throughput / one curl -T's",
+            found.ratio(("upload.time", slow, CURL), ("upload.time", slow, OURS)),
+            5.0,
+        ),
+        at_most("memory that an upload adds, MiB", found.one("upload.memory", slow, OURS), 64.0),
         at_most("rows where another mount is ahead of ours", Some(ahead(results).len() as f64), 0.0),
     ];
     let measured = |(what, target, value): (_, _, Option<f64>)| Some(Measure { what, target, value: value? });

@@ -71,6 +71,9 @@ pub const ROWS: &[(&str, &str, Unit)] = &[
     ("memory.many.first", "first name of {many}", Unit::Seconds),
     ("memory.many.all", "all of {many}", Unit::Seconds),
     ("memory.many.cpu", "CPU of those reads and that listing", Unit::Seconds),
+    ("upload.time", "{large} uploaded", Unit::Seconds),
+    ("upload.cpu", "CPU, {large} uploaded", Unit::Seconds),
+    ("upload.memory", "memory that an upload of {large} adds at its peak", Unit::MiB),
 ];
 
 /// A row of the table.

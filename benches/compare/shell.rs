@@ -26,6 +26,8 @@ enum Tool {
 pub const CURL: &str = "curl";
 /// `curl -o DIR/NAME URL`, then `tar` of that: the shell layer with its local directory.
 pub const CURL_DIR: &str = "curl+dir";
+/// `aws s3 cp S3-URL - | tar`.
+pub const AWS: &str = "aws";
 
 impl Shell {
     /// Those found on this machine.
@@ -36,7 +38,7 @@ impl Shell {
             all.push(Shell { name: CURL_DIR, keeps: true, tool: Tool::Curl });
         }
         if process::find("aws", "--version").is_some() {
-            all.push(Shell { name: "aws", keeps: false, tool: Tool::Aws });
+            all.push(Shell { name: AWS, keeps: false, tool: Tool::Aws });
             all.push(Shell { name: "aws+dir", keeps: true, tool: Tool::Aws });
         }
         all
@@ -101,10 +103,15 @@ impl Shell {
             // `s3:/$2` is `s3://BUCKET/KEY` then.
             Tool::Aws => command.arg(format!("/{BUCKET}/{key}")),
         };
-        command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-        command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_REGION", "us-east-1");
+        sign(&mut command);
         command
     }
+}
+
+/// Gives a command the server's keys.
+pub fn sign(command: &mut Command) {
+    command.env("AWS_ACCESS_KEY_ID", ACCESS_KEY).env("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+    command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_REGION", "us-east-1");
 }
 
 /// Asks for names one by one, as the shell layer does; fails when one is there.

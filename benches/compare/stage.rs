@@ -100,6 +100,19 @@ impl Stage {
         })
     }
 
+    /// Removes an object, which must be there with `size` bytes.
+    pub fn remove(&self, key: &str, size: u64) -> Result<()> {
+        let client = Client::signed(self.server.addr(), ACCESS_KEY, SECRET_KEY);
+        let path = object_path(BUCKET, key);
+        let send =
+            |method| client.send(method, &path, &[], &[]).map_err(|error| format!("{method} {key}: {error}"));
+        let found = send("HEAD")?.header("content-length").and_then(|length| length.parse::<u64>().ok());
+        if found != Some(size) {
+            return Err(format!("{key}: {found:?} bytes where {size} should be"));
+        }
+        send("DELETE").map(drop)
+    }
+
     /// Has the server read an object, so that its own disk isn't what is measured.
     pub fn warm(&self, key: &str) -> Result<()> {
         let addr = self.server.addr();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use aztec_cache_test_support::user::User;
 use serde_json::{Value, json};
 
-use crate::{Result, process};
+use crate::{Result, process, workloads};
 
 /// The first argument of a task's process.
 pub const ROLE: &str = "__task";
@@ -66,6 +66,7 @@ pub fn perform(args: &[String]) -> Result<()> {
         ["read", path] => read(Path::new(path))?,
         ["names", dir] => names(Path::new(dir))?,
         ["missing", dir, count] => missing(Path::new(dir), number(count)?)?,
+        ["put", url, path] => workloads::perform_upload(url, Path::new(path))?,
         ["opens", dir, millis] => opens(Path::new(dir), Duration::from_millis(number(millis)?))?,
         _ => return Err(format!("no such task: {args:?}")),
     };

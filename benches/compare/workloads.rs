@@ -9,11 +9,13 @@ mod read;
 mod requests;
 mod share;
 mod tar;
+mod upload;
 
 use crate::Result;
 use crate::args::Workload;
 use crate::context::Context;
 pub use read::ROUND_TRIPS;
+pub use upload::perform as perform_upload;
 
 /// Runs one of them.
 pub fn run(workload: Workload, context: &mut Context) -> Result<()> {
@@ -27,5 +29,6 @@ pub fn run(workload: Workload, context: &mut Context) -> Result<()> {
         Workload::Requests => requests::run(context),
         Workload::Opens => opens::run(context),
         Workload::Memory => memory::run(context),
+        Workload::Upload => upload::run(context),
     }
 }

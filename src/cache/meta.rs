@@ -40,7 +40,7 @@ pub struct Meta {
     pub file_inode: Option<u64>,
     /// The remote it came from, `adopted` or `upload`.
     pub source: String,
-    /// The checksum of its bytes as [`Checksum`](crate::checksum::Checksum) writes it; None for files that were
+    /// The checksum of its bytes as [`Checksum`] writes it; None for files that were
     /// adopted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<String>,

@@ -1,5 +1,6 @@
 //! The additional checksums of S3: kept with an object, and compared with what an upload claims.
 
+use bytes::Bytes;
 use s3s::checksum::ChecksumHasher;
 use s3s::crypto::{Checksum as _, Crc32, Crc32c, Crc64Nvme, Md5, Sha1, Sha256};
 use s3s::dto::{Checksum, ChecksumType};
@@ -57,20 +58,23 @@ pub(super) fn claimed(mut headers: Checksum, trailer: Option<&TrailingHeaders>) 
     headers
 }
 
-/// Compares `bytes` with the checksum that their upload claims, and returns the one to keep.
+/// Compares the bytes of all `pieces` with the checksum that their upload claims, and returns the one to keep.
 ///
 /// # Errors
 /// BadDigest when they differ, as on AWS.
-pub(super) fn verify(bytes: &[u8], claimed: &Checksum) -> S3Result<Checksum> {
+pub(super) fn verify(pieces: &[Bytes], claimed: &Checksum) -> S3Result<Checksum> {
     let mut hasher = ChecksumHasher {
         crc32: claimed.checksum_crc32.as_ref().map(|_| Crc32::new()),
         crc32c: claimed.checksum_crc32c.as_ref().map(|_| Crc32c::new()),
-        crc64nvme: claimed.checksum_crc64nvme.as_ref().map(|_| Crc64Nvme::new()),
+        crc64nvme: (claimed.checksum_crc64nvme.is_some() || claims_nothing(claimed)).then(Crc64Nvme::new),
         sha1: claimed.checksum_sha1.as_ref().map(|_| Sha1::new()),
         sha256: claimed.checksum_sha256.as_ref().map(|_| Sha256::new()),
     };
-    hasher.update(bytes);
+    pieces.iter().for_each(|piece| hasher.update(piece));
     let found = full_object(hasher);
+    if claims_nothing(claimed) {
+        return Ok(found);
+    }
     let same = found.checksum_crc32 == claimed.checksum_crc32
         && found.checksum_crc32c == claimed.checksum_crc32c
         && found.checksum_crc64nvme == claimed.checksum_crc64nvme
@@ -79,7 +83,7 @@ pub(super) fn verify(bytes: &[u8], claimed: &Checksum) -> S3Result<Checksum> {
     if !same {
         return Err(s3_error!(BadDigest, "The checksum did not match the received bytes."));
     }
-    Ok(if claims_nothing(claimed) { crc64nvme(bytes) } else { found })
+    Ok(found)
 }
 
 /// Compares the MD5 of an upload's `bytes` with what its `Content-MD5` has.

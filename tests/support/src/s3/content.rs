@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -18,6 +19,8 @@ const CHUNK: u64 = 256 * 1024;
 pub(super) enum Content {
     /// Bytes in memory.
     Bytes(Bytes),
+    /// Bytes in memory, in pieces, as an upload in parts left them.
+    Parts(Arc<[Bytes]>),
     /// Bytes made on the fly, see [`sparse_byte_range`].
     Sparse { size: u64, seed: u64 },
 }
@@ -27,6 +30,7 @@ impl Content {
     pub fn len(&self) -> u64 {
         match self {
             Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Parts(parts) => parts.iter().map(|part| part.len() as u64).sum(),
             Content::Sparse { size, .. } => *size,
         }
     }
@@ -35,8 +39,26 @@ impl Content {
     pub fn slice(&self, range: Range<u64>) -> Bytes {
         match self {
             Content::Bytes(bytes) => bytes.slice(range.start as usize..range.end as usize),
+            Content::Parts(parts) => joined(parts, range),
             Content::Sparse { seed, .. } => sparse_byte_range(*seed, range).into(),
         }
+    }
+}
+
+/// The bytes of `range`, which are copied only where they lie in several pieces.
+fn joined(parts: &[Bytes], range: Range<u64>) -> Bytes {
+    let (mut start, mut found) = (0, Vec::new());
+    for part in parts {
+        let end = start + part.len() as u64;
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        if from < to {
+            found.push(part.slice((from - start) as usize..(to - start) as usize));
+        }
+        start = end;
+    }
+    match found.pop() {
+        Some(only) if found.is_empty() => only,
+        last => found.into_iter().chain(last).collect::<Vec<Bytes>>().concat().into(),
     }
 }
 

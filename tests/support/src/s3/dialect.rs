@@ -1,5 +1,6 @@
 //! What of S3 a server may lack, as others than Amazon's do.
 
+use bytes::Bytes;
 use hyper::header::{HeaderMap, IF_MATCH, IF_NONE_MATCH};
 use hyper::{Method, Request};
 use s3s::S3Result;
@@ -56,7 +57,7 @@ impl Dialect {
     }
 
     /// [`checksums::verify`], where checksums are known; the one to keep and to tell.
-    pub fn verify(self, bytes: &[u8], claimed: &Checksum) -> S3Result<Option<Checksum>> {
+    pub fn verify(self, bytes: &[Bytes], claimed: &Checksum) -> S3Result<Option<Checksum>> {
         match self.checksums {
             Support::Full => checksums::verify(bytes, claimed).map(Some),
             _ => Ok(None),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use s3s::dto::*;
 use s3s::{S3Request, S3Result, s3_error};
 
@@ -41,7 +41,7 @@ pub(super) async fn upload(
         checksum_type: None,
     };
     let claimed = checksums::claimed(claimed, req.trailing_headers.as_ref());
-    let checksum = dialect.verify(&bytes, &claimed)?.unwrap_or_default();
+    let checksum = dialect.verify(std::slice::from_ref(&bytes), &claimed)?.unwrap_or_default();
     if !(1..=10_000).contains(&input.part_number) {
         return Err(s3_error!(
             InvalidArgument,
@@ -70,11 +70,11 @@ pub(super) fn complete(
         let mut contents = store.lock();
         chosen(find(&mut contents, &input.upload_id, &input.key)?, &wanted)?
     };
-    let bytes = join(&parts);
     let etag = multipart_etag(&parts);
     let claimed = Checksum { checksum_crc64nvme: input.checksum_crc64nvme, ..Checksum::default() };
+    let bytes: Arc<[Bytes]> = parts.into_iter().map(|part| part.bytes).collect();
     let checksum = dialect.verify(&bytes, &claimed)?;
-    let stored = Stored::new(Content::Bytes(bytes), etag.clone(), checksum.clone());
+    let stored = Stored::new(Content::Parts(bytes), etag.clone(), checksum.clone());
     let mut contents = store.lock();
     let now = contents.objects.get(&input.key).map(Arc::as_ref);
     dialect.check_write(input.if_match.as_ref(), input.if_none_match.as_ref(), now)?;
@@ -124,12 +124,4 @@ fn chosen(upload: &Upload, wanted: &[CompletedPart]) -> S3Result<Vec<Part>> {
             found.filter(|found| claimed == Some(&found.etag)).cloned().ok_or_else(|| s3_error!(InvalidPart))
         })
         .collect()
-}
-
-fn join(parts: &[Part]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(parts.iter().map(|part| part.bytes.len()).sum());
-    for part in parts {
-        bytes.extend_from_slice(&part.bytes);
-    }
-    bytes.freeze()
 }

@@ -149,14 +149,20 @@ pub(super) fn md5_hex(bytes: &[u8]) -> String {
     hex(md5(bytes).as_ref())
 }
 
-/// The ETag of a multipart upload: the MD5 of the parts' MD5s and the number of parts.
+/// The ETag of a multipart upload: the MD5 of the parts' MD5s, which are their ETags, and the number of parts.
 pub(super) fn multipart_etag(parts: &[Part]) -> String {
-    let digests: Vec<u8> = parts.iter().flat_map(|part| md5(&part.bytes).as_ref().to_vec()).collect();
+    let digests: Vec<u8> = parts.iter().flat_map(|part| unhex(&part.etag)).collect();
     format!("{}-{}", md5_hex(&digests), parts.len())
 }
 
 fn md5(bytes: &[u8]) -> impl AsRef<[u8]> {
     s3s::crypto::Md5::checksum(bytes)
+}
+
+fn unhex(text: &str) -> impl Iterator<Item = u8> {
+    let digits = text.bytes().map(|digit| (digit as char).to_digit(16).unwrap_or(0) as u8);
+    let digits: Vec<u8> = digits.collect();
+    (0..digits.len() / 2).map(move |at| digits[2 * at] << 4 | digits[2 * at + 1])
 }
 
 fn hex(bytes: &[u8]) -> String {
