@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use crate::cache::{CacheDir, FileId, Origin};
 use crate::download::{Doubts, Download, Reader, Resources};
 use crate::fill::Filler;
+use crate::metrics::{COALESCED, HITS, OPENS};
 use crate::object::{Key, ObjectVersion, VersionId};
 use crate::store::ObjectStore;
 
@@ -86,12 +87,12 @@ impl Fetcher {
 
     /// The local file that a lookup of `key` found, unless it was changed or replaced since.
     pub fn open_local(&self, key: &Key, id: FileId) -> Option<Arc<File>> {
-        self.cache().and_then(|cache| cache.reopen(key, id)).map(Arc::new)
+        self.cache().and_then(|cache| cache.reopen(key, id)).map(hit)
     }
 
     /// The local file that holds `version`, if there is one.
     pub fn open_fetched(&self, version: &ObjectVersion) -> Option<Arc<File>> {
-        self.cache().and_then(|cache| cache.open_version(version)).map(Arc::new)
+        self.cache().and_then(|cache| cache.open_version(version)).map(hit)
     }
 
     /// Opens `version`, which a remote vouches for, without waiting for the network.
@@ -99,7 +100,7 @@ impl Fetcher {
         loop {
             let ended = self.ended.load(Ordering::Acquire);
             if let Some(file) = self.cache().and_then(|cache| cache.open_version(version)) {
-                return Source::Local(Arc::new(file));
+                return Source::Local(hit(file));
             }
             if let Some(reader) = self.join_or_lead(version, ended) {
                 return Source::Download(Arc::new(reader));
@@ -115,11 +116,15 @@ impl Fetcher {
             return None;
         }
         if let Some(reader) = downloads.get(&id).and_then(Download::join) {
+            OPENS.count();
+            COALESCED.count();
             return Some(reader);
         }
         let download = Download::new(version.clone(), self.store.clone(), self.runtime.clone());
         let reader = download.join()?;
         downloads.insert(id.clone(), download.clone());
+        // What else it counts as, its run finds out.
+        OPENS.count();
         let fetcher = self.clone();
         self.runtime.spawn(async move {
             download.clone().run(fetcher.resources.clone()).await;
@@ -147,6 +152,13 @@ impl Fetcher {
         if self.downloads().contains_key(&id) { State::Partial } else { State::Remote }
     }
 
+    /// The downloads under way: what is fetched, and how many bytes of it are here.
+    pub fn in_flight(&self) -> Vec<(ObjectVersion, u64)> {
+        let downloads: Vec<Arc<Download>> = self.downloads().values().cloned().collect();
+        let progress = downloads.iter().map(|download| (download.object().clone(), download.arrived()));
+        progress.filter(|(object, arrived)| *arrived < object.size).collect()
+    }
+
     /// Whether bytes of `version` that were given out have turned out to be wrong. Says so once for each time.
     pub fn take_damaged(&self, version: &ObjectVersion) -> bool {
         self.resources.doubts.take_damaged(version)
@@ -160,4 +172,11 @@ impl Fetcher {
     fn downloads(&self) -> MutexGuard<'_, HashMap<VersionId, Arc<Download>>> {
         self.downloads.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// A complete local file that was opened.
+fn hit(file: File) -> Arc<File> {
+    OPENS.count();
+    HITS.count();
+    Arc::new(file)
 }

@@ -21,6 +21,7 @@ use crate::answer::Answer;
 use crate::errno::{errno, log_level};
 use crate::error::{Error, Kind, Result};
 use crate::filesystem::{Access, Attributes, Change, FileKind, Filesystem, Opened};
+use crate::metrics::count_error;
 use crate::passthrough::Passthrough;
 use crate::streams::Streams;
 
@@ -85,7 +86,9 @@ impl Fuse {
 
 fn to_errno(operation: &str, error: &Error) -> Errno {
     log::log!(log_level(error.kind()), "{operation}: {error}");
-    Errno::from_i32(errno(error.kind()))
+    let errno = errno(error.kind());
+    count_error(errno);
+    Errno::from_i32(errno)
 }
 
 /// Runs a request's code so that a defect in it costs one request, not the session: the reply it drops answers EIO.

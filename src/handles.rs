@@ -11,6 +11,7 @@ use crate::download::read_exact;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Source;
 use crate::listing::Listing;
+use crate::metrics::BYTES_FROM_CACHE;
 use crate::object::ObjectVersion;
 
 /// A table of what is open.
@@ -87,13 +88,16 @@ impl OpenFile {
             return Answer::Now(Ok(Bytes::new()));
         }
         match &self.source {
-            Source::Local(file) => Answer::Now(read_exact(file, &range).map_err(|e| {
-                let key = &self.version.key;
-                Error::local(
-                    format!("{key}: its local file was truncated or can't be read; open it again"),
-                    &e,
-                )
-            })),
+            Source::Local(file) => {
+                let read = read_exact(file, &range).inspect(|bytes| BYTES_FROM_CACHE.add(bytes.len() as u64));
+                Answer::Now(read.map_err(|e| {
+                    let key = &self.version.key;
+                    Error::local(
+                        format!("{key}: its local file was truncated or can't be read; open it again"),
+                        &e,
+                    )
+                }))
+            }
             Source::Download(reader) => match reader.read_now(&range) {
                 Some(result) => Answer::Now(result),
                 None => {

@@ -24,6 +24,7 @@ pub mod handles;
 pub mod listing;
 pub mod logging;
 pub mod lookup;
+pub mod metrics;
 pub mod mount;
 pub mod mountpoint;
 pub mod nodes;

@@ -16,6 +16,7 @@ mod space;
 mod spool;
 mod sweep;
 mod turns;
+mod usage;
 mod written;
 
 pub use dir::{CacheDir, CachedFile, FileId, Origin, Verdict};
@@ -26,3 +27,4 @@ pub use partial::{Begun, Follower, Leader, Partial};
 pub use progress::Record;
 pub use space::Space;
 pub use spool::Spool;
+pub use usage::Usage;

@@ -25,6 +25,7 @@ use crate::download::direct::DirectReader;
 use crate::download::parts::{PartMap, PartSizes};
 use crate::error::{Error, Kind, Result};
 use crate::fill::Filler;
+use crate::metrics::{COALESCED, MISSES};
 use crate::object::ObjectVersion;
 use crate::store::ObjectStore;
 
@@ -138,10 +139,16 @@ impl Download {
     /// joining any more; whether it worked is what the readers see.
     pub async fn run(self: Arc<Download>, resources: Arc<Resources>) {
         if let Err(error) = self.store.check(&self.object) {
+            MISSES.count();
             return self.fail(error);
         }
         let (object, shared) = (self.object.clone(), resources.clone());
-        match blocking(move || Target::create(shared.cache.as_deref(), &object)).await {
+        let target = blocking(move || Target::create(shared.cache.as_deref(), &object)).await;
+        match &target {
+            Ok(Target::Follow(_) | Target::Done(_)) => COALESCED.count(),
+            _ => MISSES.count(),
+        }
+        match target {
             Ok(Target::Lead(partial)) => self.lead(partial, &resources).await,
             Ok(Target::Follow(follower)) => match self.follow(follower, &resources).await {
                 Ok(Some(partial)) => self.lead(partial, &resources).await,
@@ -162,6 +169,16 @@ impl Download {
             Ok(Target::Nowhere(error)) => self.fail(error),
             Err(error) => self.fail(error),
         }
+    }
+
+    /// What is fetched.
+    pub fn object(&self) -> &ObjectVersion {
+        &self.object
+    }
+
+    /// How many of its bytes are here.
+    pub fn arrived(&self) -> u64 {
+        self.object.size - self.map().missing()
     }
 
     /// Others may join for as long as somebody reads.

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
+use crate::metrics::{BYTES_FROM_REMOTE, RETRIES};
 use crate::object::ObjectVersion;
 use crate::store::{Body, ObjectStore};
 
@@ -38,7 +39,7 @@ impl<'a> RangeFetch<'a> {
             match self.attempt().await {
                 Ok(chunk) => {
                     self.failed = 0;
-                    self.range.start += chunk.len() as u64;
+                    self.advance(&chunk);
                     return Ok(Some(chunk));
                 }
                 Err(error) => {
@@ -48,6 +49,7 @@ impl<'a> RangeFetch<'a> {
                     if !error.is_transient() || self.failed >= attempts {
                         return Err(error);
                     }
+                    RETRIES.count();
                     log::info!("attempt {} of {attempts}: {error}", self.failed);
                     sleep(self.patience.pause(self.failed)).await;
                 }
@@ -62,8 +64,14 @@ impl<'a> RangeFetch<'a> {
         let chunk = if patience.is_zero() { next.now_or_never() } else { timeout(patience, next).await.ok() };
         let chunk = chunk??.ok()?;
         let chunk = self.trim(chunk);
-        self.range.start += chunk.len() as u64;
+        self.advance(&chunk);
         (!chunk.is_empty()).then_some(chunk)
+    }
+
+    fn advance(&mut self, chunk: &Bytes) {
+        let length = chunk.len() as u64;
+        BYTES_FROM_REMOTE.add(length);
+        self.range.start += length;
     }
 
     async fn attempt(&mut self) -> Result<Bytes> {

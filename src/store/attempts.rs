@@ -4,6 +4,7 @@ use tokio::time::sleep;
 
 use crate::config::Patience;
 use crate::error::Error;
+use crate::metrics::RETRIES;
 
 /// The attempts at one request.
 pub struct Attempts {
@@ -24,6 +25,7 @@ impl Attempts {
         if self.failed >= attempts {
             return false;
         }
+        RETRIES.count();
         log::info!("attempt {} of {attempts}: {error}", self.failed);
         sleep(self.patience.pause(self.failed)).await;
         true

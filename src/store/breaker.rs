@@ -2,6 +2,7 @@
 //! when it is back.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::sleep;
 use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put};
+use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, RemoteState};
 
 /// The first and the longest pause between two looks whether the remote is back.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
@@ -26,12 +27,14 @@ pub struct Breaker {
     open: Arc<Open>,
 }
 
-/// Why requests fail at once, if they do.
+/// What the remote's answers have shown.
 #[derive(Default)]
-struct Open(
-    /// Guards only the error; never held across a request.
-    Mutex<Option<Error>>,
-);
+struct Open {
+    /// Why requests fail at once, if they do. Guards only the error; never held across a request.
+    error: Mutex<Option<Error>>,
+    /// It has answered, whatever it said.
+    answered: AtomicBool,
+}
 
 impl Breaker {
     /// Wraps `inner`.
@@ -40,12 +43,14 @@ impl Breaker {
     }
 
     fn note<T>(&self, result: Result<T>) -> Result<T> {
-        if let Err(error) = &result
-            && is_outage(error)
-            && self.open.open(error)
-        {
-            log::warn!("{error}; files in the local cache are still served");
-            tokio::spawn(recover(self.inner.clone(), self.open.clone()));
+        match &result {
+            Err(error) if is_outage(error) => {
+                if self.open.open(error) {
+                    log::warn!("{error}; files in the local cache are still served");
+                    tokio::spawn(recover(self.inner.clone(), self.open.clone()));
+                }
+            }
+            _ => self.open.answered.store(true, Ordering::Relaxed),
         }
         result
     }
@@ -66,7 +71,7 @@ impl Open {
     }
 
     fn error(&self) -> MutexGuard<'_, Option<Error>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.error.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
@@ -88,6 +93,7 @@ async fn recover(inner: Arc<dyn ObjectStore>, open: Arc<Open>) {
             }
             _ => {
                 log::info!("{} answers again", inner.url());
+                open.answered.store(true, Ordering::Relaxed);
                 *open.error() = None;
                 return;
             }
@@ -99,6 +105,13 @@ async fn recover(inner: Arc<dyn ObjectStore>, open: Arc<Open>) {
 impl ObjectStore for Breaker {
     fn url(&self) -> &str {
         self.inner.url()
+    }
+
+    fn remotes(&self) -> Vec<RemoteState> {
+        let answered = self.open.answered.load(Ordering::Relaxed);
+        let is_down = self.open.error().is_some();
+        let reachable = (answered || is_down).then_some(!is_down);
+        self.inner.remotes().into_iter().map(|remote| RemoteState { reachable, ..remote }).collect()
     }
 
     fn patience(&self) -> Patience {

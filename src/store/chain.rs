@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use crate::config::Patience;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, takes_no_uploads};
+use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, RemoteState, takes_no_uploads};
 
 /// Remotes that are asked one after the other. A key is missing only when every one of them says so.
 pub struct Chain {
@@ -80,6 +80,10 @@ impl ObjectStore for Chain {
     /// All URLs, in order, with a space between them.
     fn url(&self) -> &str {
         &self.url
+    }
+
+    fn remotes(&self) -> Vec<RemoteState> {
+        self.links.iter().flat_map(|link| link.store.remotes()).collect()
     }
 
     fn patience(&self) -> Patience {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::Body;
+use hyper::{Method, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -20,6 +21,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme
 
 use crate::config::S3Options;
 use crate::error::{Error, Result, causes};
+use crate::metrics::REQUESTS;
 
 /// Connections kept for reuse; S3 closes idle ones after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -67,6 +69,18 @@ where
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .http1_max_buf_size(READ_BUFFER)
         .build(https))
+}
+
+/// Counts a request that is about to be sent, by what S3 means by it; to other servers that is the same.
+pub fn count(method: &Method, uri: &Uri) {
+    let lists = || uri.query().is_some_and(|query| query.contains("list-type="));
+    match *method {
+        Method::HEAD => REQUESTS.head.count(),
+        Method::GET if lists() => REQUESTS.list.count(),
+        Method::GET => REQUESTS.get.count(),
+        Method::DELETE => REQUESTS.delete.count(),
+        _ => REQUESTS.put.count(),
+    }
 }
 
 /// What kind of trouble `error` was.

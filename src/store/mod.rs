@@ -19,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
 
 use crate::checksum::Checksum;
 use crate::config::{Patience, Remote, S3Options};
@@ -31,6 +32,11 @@ use crate::object::{ETag, Key, ObjectVersion};
 pub trait ObjectStore: Send + Sync + 'static {
     /// The remote as its user wrote it, but for a user and a password, for messages and `user.aztec_cache.source`.
     fn url(&self) -> &str;
+
+    /// What is known of each remote that is asked, in order. Asks nothing.
+    fn remotes(&self) -> Vec<RemoteState> {
+        vec![RemoteState { url: self.url().to_owned(), reachable: None, can_list: None }]
+    }
 
     /// How long it is waited for.
     fn patience(&self) -> Patience {
@@ -122,6 +128,17 @@ fn takes_no_uploads(url: &str, key: &Key) -> Error {
         Kind::Unsupported,
         format!("{url}{key}: this remote can't be written; name an s3:// one, and credentials for it"),
     )
+}
+
+/// What is known of a remote; None: nothing yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RemoteState {
+    /// Its URL, without a password.
+    pub url: String,
+    /// Whether it answered when it was asked last.
+    pub reachable: Option<bool>,
+    /// Whether listing is granted.
+    pub can_list: Option<bool>,
 }
 
 /// A whole file that is to become an object.

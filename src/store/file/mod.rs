@@ -17,8 +17,9 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::answer::blocking;
 use crate::error::{Error, Kind, Result};
+use crate::metrics::REQUESTS;
 use crate::object::{ETag, Key, ObjectVersion};
-use crate::store::{Body, Existing, ListedObject, ObjectStore, Page, Payload, Put};
+use crate::store::{Body, Existing, ListedObject, ObjectStore, Page, Payload, Put, RemoteState};
 
 const CHUNK: u64 = 1 << 20;
 
@@ -45,7 +46,12 @@ impl ObjectStore for FileStore {
         &self.url
     }
 
+    fn remotes(&self) -> Vec<RemoteState> {
+        vec![RemoteState { url: self.url().to_owned(), reachable: None, can_list: Some(true) }]
+    }
+
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
+        REQUESTS.head.count();
         let (path, key, source) = (self.path(key), key.clone(), self.url.clone());
         blocking(move || {
             let meta = fs::metadata(&path).map_err(|e| io_error(&path, &e))?;
@@ -58,6 +64,7 @@ impl ObjectStore for FileStore {
     }
 
     async fn list(&self, dir: &str, _token: Option<String>, limit: u16) -> Result<Page> {
+        REQUESTS.list.count();
         let (root, path, source) = (self.dir.clone(), self.dir.join(dir), self.url.clone());
         blocking(move || match read_dir(&path, limit) {
             // A key is a file: there is no such thing as a directory that is missing, only an empty one.
@@ -69,6 +76,7 @@ impl ObjectStore for FileStore {
     }
 
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
+        REQUESTS.get.count();
         let (path, object) = (self.path(&object.key), object.clone());
         let file = blocking(move || {
             let file = File::open(&path).map_err(|e| io_error(&path, &e))?;
@@ -96,10 +104,12 @@ impl ObjectStore for FileStore {
     }
 
     async fn put(&self, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
+        REQUESTS.put.count();
         put::put(self, key, payload, existing).await
     }
 
     async fn delete(&self, key: &Key) -> Result<()> {
+        REQUESTS.delete.count();
         put::delete(self, key).await
     }
 }

@@ -9,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{Credentials, Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
-use crate::store::connector::{Pool, Trouble, pool, trouble};
+use crate::metrics::RETRIES;
+use crate::store::connector::{Pool, Trouble, count, pool, trouble};
 
 const MAX_REDIRECTS: u32 = 10;
 
@@ -85,6 +86,7 @@ impl Client {
                 return answer;
             }
             attempt += 1;
+            RETRIES.count();
             sleep(pause).await;
         }
     }
@@ -134,6 +136,7 @@ impl Client {
     /// # Errors
     /// `Unreachable`, `TimedOut`, or an answer that isn't HTTP.
     pub async fn ask(&self, request: Request<SdkBody>, what: &str) -> Result<Response<Incoming>> {
+        count(request.method(), request.uri());
         self.pool.request(request).await.map_err(|e| unanswered(&e, what))
     }
 }

@@ -21,7 +21,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::config::{Credentials, Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, takes_no_uploads};
+use crate::store::{Body, Existing, ObjectStore, Page, Payload, Put, RemoteState, takes_no_uploads};
 use client::{Answer, Client};
 
 /// What a key's bytes are written as in a URL: all but the unreserved characters (RFC 3986, 2.3) and the slash.
@@ -165,6 +165,10 @@ impl HttpStore {
 impl ObjectStore for HttpStore {
     fn url(&self) -> &str {
         &self.url
+    }
+
+    fn remotes(&self) -> Vec<RemoteState> {
+        vec![RemoteState { url: self.url().to_owned(), reachable: None, can_list: Some(false) }]
     }
 
     fn patience(&self) -> Patience {

@@ -47,11 +47,11 @@ pub struct S3Client {
 /// Finds region and credentials and makes the client. Doesn't fail: credentials that can't be loaded fail each
 /// request that needs them.
 pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
-    let http = http_client(connector);
+    let (http, plain_http) = (http_client(connector.clone()), http_client(connector.uncounted()));
     let region = region(options).await;
     let mut loader = aws_config::defaults(BehaviorVersion::latest())
         .region(region.clone())
-        .http_client(http.clone())
+        .http_client(http)
         .timeout_config(
             TimeoutConfig::builder()
                 .operation_attempt_timeout(options.patience.first_byte)
@@ -72,7 +72,8 @@ pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
     if let Some(url) = &options.endpoint_url {
         loader = loader.endpoint_url(url);
     }
-    let credentials = if options.no_sign_request { None } else { credentials(options, http, region).await };
+    let credentials =
+        if options.no_sign_request { None } else { credentials(options, plain_http, region).await };
     let signed = credentials.is_some();
     loader = match credentials {
         Some(chain) => loader.credentials_provider(chain),

@@ -26,7 +26,7 @@ use crate::checksum::{Algorithm, Checksum};
 use crate::config::{Patience, S3Options};
 use crate::error::{Error, Kind, Result, chain};
 use crate::object::{ETag, Key, ObjectVersion};
-use crate::store::{Body, Existing, ListedObject, ObjectStore, Page, Payload, Put};
+use crate::store::{Body, Existing, ListedObject, ObjectStore, Page, Payload, Put, RemoteState};
 use failure::Failure;
 use put::Dialect;
 
@@ -155,6 +155,12 @@ impl S3Store {
 impl ObjectStore for S3Store {
     fn url(&self) -> &str {
         &self.url
+    }
+
+    fn remotes(&self) -> Vec<RemoteState> {
+        let known = self.list_right.lock().unwrap_or_else(|e| e.into_inner());
+        let can_list = known.as_ref().map(|(_, right)| matches!(right, ListRight::Granted));
+        vec![RemoteState { url: self.url().to_owned(), reachable: None, can_list }]
     }
 
     fn patience(&self) -> Patience {
