@@ -178,7 +178,7 @@ impl fuser::Filesystem for Fuse {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         shielded("open", || match self.filesystem.open(ino.0, access(flags), request.pid()) {
-            Ok(Opened { handle, backing, keep, written }) => {
+            Ok(Opened { handle, backing, keep, written, direct }) => {
                 if backing.is_none() && !written {
                     self.streams.open(ino.0);
                 }
@@ -186,6 +186,7 @@ impl fuser::Filesystem for Fuse {
                 // Nobody need hear of the close of a file that was only read.
                 let mut flags = FopenFlags::empty();
                 flags.set(FopenFlags::FOPEN_NOFLUSH, !written);
+                flags.set(FopenFlags::FOPEN_DIRECT_IO, direct);
                 match backing.and_then(register) {
                     Some(id) => reply.opened_passthrough(FileHandle(handle), flags, &id),
                     None => {

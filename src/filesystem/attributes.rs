@@ -102,6 +102,9 @@ impl Filesystem {
 
     /// The names of the extended attributes that have a value.
     pub fn xattr_names(&self, number: u64) -> Result<Vec<&'static str>> {
+        if self.own.has(number) {
+            return Ok(Vec::new());
+        }
         let Node::File(served) = self.node(number)? else { return Ok(Vec::new()) };
         let version = served.version();
         let has_checksum = self.local_file(version).is_some_and(|local| local.checksum.is_some());

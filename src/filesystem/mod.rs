@@ -2,6 +2,7 @@
 
 mod attributes;
 mod directory;
+mod own;
 mod write;
 
 use std::ffi::OsStr;
@@ -31,9 +32,11 @@ use crate::store::ObjectStore;
 use crate::upload::Uploads;
 
 use attributes::{Common, LONG_TTL, attributes, file_kind};
+use own::{OpenReport, Own};
 
 pub use attributes::{Attributes, FileKind};
 pub use directory::{DirEntry, DirPage};
+pub use own::Report;
 pub use write::Change;
 
 /// A remote shown as a directory tree.
@@ -48,6 +51,7 @@ pub struct Filesystem {
     files: Handles<Open>,
     dirs: Handles<OpenDir>,
     common: Common,
+    own: Own,
     /// The device number that processes see, major and minor, once it is mounted.
     device: OnceLock<(u32, u32)>,
 }
@@ -58,6 +62,8 @@ enum Open {
     Artifact(OpenFile),
     /// A file being written.
     Spooled(Arc<SpooledFile>),
+    /// What the mount reports of itself.
+    Report(OpenReport),
 }
 
 /// What a file is opened for.
@@ -82,6 +88,8 @@ pub struct Opened {
     pub keep: bool,
     /// Whether it is a file that is being written.
     pub written: bool,
+    /// Whether all its reads are to come to us, whatever length it shows.
+    pub direct: bool,
 }
 
 impl Filesystem {
@@ -125,6 +133,7 @@ impl Filesystem {
                 expose,
                 link_base,
             },
+            own: Own::default(),
             device: OnceLock::new(),
         }
     }
@@ -132,6 +141,11 @@ impl Filesystem {
     /// Tells the device number that processes see, major and minor: by it, it is found out whether a file is still in use.
     pub fn set_device(&self, device: (u32, u32)) {
         let _ = self.device.set(device);
+    }
+
+    /// Shows `report` as `.aztec-cache/status.json`.
+    pub fn show_report(&self, report: Arc<Report>) {
+        self.own.set(report);
     }
 
     /// Prepares for complete files to be read by the kernel itself, which takes inode numbers of their own. To be called
@@ -142,6 +156,9 @@ impl Filesystem {
 
     /// Finds `name` in the directory `parent`, for the thread `tid`, and counts the lookup.
     pub fn lookup(&self, parent: u64, name: &OsStr, tid: u32) -> Answer<Attributes> {
+        if let Some(own) = self.own.find(parent, name, &self.common) {
+            return Answer::Now(own);
+        }
         let key = match self.child(parent, name) {
             Ok(key) => key,
             Err(error) => return Answer::Now(Err(error)),
@@ -221,6 +238,9 @@ impl Filesystem {
     }
 
     fn node(&self, number: u64) -> Result<Node> {
+        if self.own.has(number) {
+            return Err(Error::new(Kind::NotPermitted, "what the mount reports of itself can only be read"));
+        }
         self.nodes.get(number).ok_or_else(|| Error::new(Kind::Invalid, format!("no inode {number}")))
     }
 
@@ -231,7 +251,10 @@ impl Filesystem {
 
     /// An inode's attributes.
     pub fn attributes(&self, number: u64) -> Result<Attributes> {
-        Ok(attributes(number, &self.node(number)?, self.common))
+        match self.own.attributes(number, &self.common) {
+            Some(attributes) => Ok(attributes),
+            None => Ok(attributes(number, &self.node(number)?, self.common)),
+        }
     }
 
     /// Opens a file for the thread `tid`. Never waits for the network.
@@ -240,6 +263,10 @@ impl Filesystem {
     /// `LookAgain` when the inode's version is known to have been replaced, or its local file is gone, or it is to be truncated
     /// and so another file: the kernel looks the path up again then. `NotPermitted` when an artifact is to be written in place.
     pub fn open(&self, number: u64, access: Access, tid: u32) -> Result<Opened> {
+        if let (Some(report), Access::Read) = (self.own.open(number), access) {
+            let handle = self.files.add(Open::Report(report));
+            return Ok(Opened { handle, backing: None, keep: false, written: false, direct: true });
+        }
         match (self.node(number)?, access) {
             (Node::File(served), Access::Read) => self.open_artifact(number, &served),
             (Node::File(served), Access::Write { truncate }) => {
@@ -285,7 +312,7 @@ impl Filesystem {
         };
         let keep = !matches!(&source, Source::Download(reader) if reader.is_first());
         let file = Open::Artifact(OpenFile::new(version, source));
-        Ok(Opened { handle: self.files.add(file), backing, keep, written: false })
+        Ok(Opened { handle: self.files.add(file), backing, keep, written: false, direct: false })
     }
 
     /// Where a symbolic link leads: the complete file in the cache directory, by its absolute path.
@@ -312,6 +339,7 @@ impl Filesystem {
         let answer = match &*open {
             Open::Artifact(file) => file.read(offset, size),
             Open::Spooled(file) => Answer::Now(file.read(offset, size)),
+            Open::Report(report) => report.read(offset, size),
         };
         match answer {
             Answer::Later(future) => {

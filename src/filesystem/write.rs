@@ -62,7 +62,7 @@ impl Filesystem {
         }
         // Its number is its own, and nothing but our writes changes it.
         let handle = self.files.add(Open::Spooled(file));
-        Ok(Opened { handle, backing: None, keep: true, written: true })
+        Ok(Opened { handle, backing: None, keep: true, written: true, direct: false })
     }
 
     /// Why the artifact `key` can't be opened to be written as it is. One that is to be truncated is another file, which the
@@ -83,6 +83,7 @@ impl Filesystem {
         match &*self.files.get(handle)? {
             Open::Spooled(file) => file.write(offset, bytes),
             Open::Artifact(file) => Err(not_open_for_writing(&file.version().key)),
+            Open::Report(_) => Err(Error::new(Kind::Invalid, "not open for writing")),
         }
     }
 
@@ -98,7 +99,7 @@ impl Filesystem {
                 let identity = self.device.get().map(|&device| FileIdentity { device, inode: number });
                 self.spooled.flush(file, tid, identity)
             }
-            Open::Artifact(_) => Answer::Now(Ok(())),
+            Open::Artifact(_) | Open::Report(_) => Answer::Now(Ok(())),
         }
     }
 
@@ -116,6 +117,7 @@ impl Filesystem {
                     blocking(move || file.sync()).await?
                 }
                 Open::Artifact(file) => uploads.wait_uploaded(&file.version().key).await,
+                Open::Report(_) => Ok(()),
             }
         })
     }
