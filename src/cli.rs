@@ -48,6 +48,8 @@ pub enum Command {
     Evict(EvictArgs),
     /// Remove local copies by size and age, least recently used first; never touches the remote
     Prune(PruneArgs),
+    /// Tell what a mount has done and is doing; without one, what is in the local cache
+    Status(StatusArgs),
     /// Print the command that lets an ordinary user's mounts be read as fast as the disk
     SetupPassthrough(SetupPassthroughArgs),
 }
@@ -114,6 +116,21 @@ pub struct LocalArgs {
     /// [default: $XDG_CONFIG_HOME/aztec-cache/config.toml when it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `aztec-cache status`
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Where it is mounted [default: $HOME/.aztec-cache/remote]
+    pub mountpoint: Option<PathBuf>,
+
+    /// A JSON object; what isn't known is null
+    #[arg(long)]
+    pub json: bool,
+
+    /// Flags about the local cache, for when there is no mount.
+    #[command(flatten)]
+    pub local: LocalArgs,
 }
 
 /// `aztec-cache setup-passthrough`

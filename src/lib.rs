@@ -34,6 +34,7 @@ pub mod privilege;
 pub mod process;
 pub mod single_flight;
 pub mod spooled;
+pub mod status;
 pub mod store;
 mod streams;
 pub mod upload;

@@ -26,6 +26,7 @@ use crate::fuse::Fuse;
 use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::privilege;
+use crate::status::Mounted;
 use crate::store::{self, ObjectStore};
 use crate::streams::Streams;
 use crate::upload::Uploads;
@@ -68,9 +69,10 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     if let Some(filler) = &filler {
         filler.start();
     }
+    let fetcher = Fetcher::new(cache.clone(), store.clone(), filler.clone(), runtime.handle().clone());
     let filesystem = Filesystem::new(
         store.clone(),
-        Fetcher::new(cache.clone(), store.clone(), filler.clone(), runtime.handle().clone()),
+        fetcher.clone(),
         uploads.clone(),
         config.engine.revalidate,
         config.expose,
@@ -111,6 +113,14 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         filesystem.set_device(device_number(&meta));
         raise_readahead(device_number(&meta));
     }
+    let mounted = Mounted {
+        mountpoint: path.clone(),
+        store: store.clone(),
+        fetcher,
+        uploads: uploads.clone(),
+        passthrough: passthrough.is_enabled(),
+    };
+    filesystem.show_report(Arc::new(move || mounted.report().to_json()));
     uploads.resume();
     runtime.block_on(report_probe(probe));
     ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));

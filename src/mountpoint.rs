@@ -134,6 +134,14 @@ pub fn unmount(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether a file system of ours is mounted on `path`, alive or not.
+///
+/// # Errors
+/// The mount table can't be read.
+pub fn is_mounted(path: &Path) -> Result<bool> {
+    Ok(mounted(&real_path(path))?.is_some_and(|mounted| mounted.fs_type == FS_TYPE))
+}
+
 /// This process's own mount, whose session has not ended. Another one may have its place by the time it is to be
 /// unmounted.
 #[derive(Clone, Debug)]

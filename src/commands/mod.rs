@@ -11,6 +11,7 @@ mod prefetch;
 mod progress;
 mod put;
 mod setup_passthrough;
+mod status;
 mod unmount;
 mod verify;
 
@@ -48,6 +49,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Verify(args) => verify::run(&args),
         Command::Evict(args) => evict::evict(&args),
         Command::Prune(args) => evict::prune(&args).map(|()| 0),
+        Command::Status(args) => status::run(&args).map(|()| 0),
         Command::SetupPassthrough(args) => setup_passthrough::run(&args).map(|()| 0),
     }
 }

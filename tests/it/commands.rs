@@ -7,6 +7,7 @@ mod get;
 mod ls;
 mod prefetch;
 mod put;
+mod status;
 mod verify;
 
 use std::process::{Command, Output};
