@@ -196,7 +196,8 @@ fn a_gibibyte_reads_back_right_cold_and_warm_in_bounded_memory() {
     let warm = timed_check(&mount.file(NAME), 6);
     assert_eq!(server.counts().bytes_of(&key(NAME)), GIB);
     let connections = server.counts().connections;
-    assert!(connections <= 20, "{connections} connections: they are not used again");
+    // One for each of 24 requests at a time, and a few for what comes before.
+    assert!(connections <= 28, "{connections} connections: they are not used again");
     let peak = peak.max(peak_memory(mount.pid()));
     let rate = |time: Duration| GIB as f64 / 1e6 / time.as_secs_f64();
     eprintln!(

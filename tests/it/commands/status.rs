@@ -277,7 +277,8 @@ fn the_report_is_in_no_listing_and_can_only_be_read() {
 fn root_can_t_change_the_report_either() {
     needs_fuse!();
     needs_root!("what permissions don't keep from root");
-    let place = Place::of(&S3Server::start());
+    let server = S3Server::start();
+    let place = Place::of(&server);
     let mount = place.mount();
     let file = mount.file(".aztec-cache/status.json");
     assert_eq!(errno(fs::write(&file, "mine")), libc::EPERM);
