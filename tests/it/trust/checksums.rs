@@ -117,7 +117,7 @@ fn what_was_read_along_of_a_file_that_turned_out_damaged_is_read_again() {
         assert!(gate.wait_until_waiting(1, PATIENCE));
         let file = fs::File::open(second.file(NAME)).unwrap();
         (&file).read_exact(&mut [0; 4096]).unwrap();
-        assert!(second.said().contains("another process is fetching it"), "{}", second.said());
+        wait_for("the second to read along", || second.said().contains("another process is fetching it"));
         let file = Some(file).filter(|_| !closes);
         gate.release();
         wait_for("the damage to be found", || first.said().contains("does not fit its checksum"));
