@@ -181,14 +181,15 @@ fn names_that_are_never_kept_are_refused() {
     let place = Place::of(&server);
     let mount = place.mount();
     let long = "n".repeat(256);
-    for (name, expected) in [
-        ("noir-disabled-cache.tar.gz", libc::EPERM),
-        (".aztec-cache", libc::EPERM),
-        (long.as_str(), libc::ENAMETOOLONG),
-    ] {
+    for (name, expected) in [("noir-disabled-cache.tar.gz", libc::EPERM), (long.as_str(), libc::ENAMETOOLONG)]
+    {
         assert_eq!(errno(File::create(mount.file(name))), expected, "{name}");
         assert_eq!(errno(fs::create_dir(mount.file(name))), expected, "{name}");
     }
+    // Ours, and a directory already.
+    assert_eq!(errno(File::create(mount.file(".aztec-cache"))), libc::EISDIR);
+    assert_eq!(errno(fs::create_dir(mount.file(".aztec-cache"))), libc::EEXIST);
+    assert_eq!(errno(File::create(mount.file(".aztec-cache/x"))), libc::EPERM);
     wait_for("it to be said", || mount.said().contains("noir-disabled-cache"));
     assert_eq!(errno(std::os::unix::fs::symlink("x", mount.file("link"))), libc::EPERM);
     fs::write(mount.file("x.txt"), b"x").unwrap();
