@@ -46,6 +46,9 @@ pub struct Fuse {
     streams: Arc<Streams>,
     /// The number of file systems below the backing files, themselves included.
     backing_depth: u32,
+    /// Whether files that are being written bypass the kernel's page cache: their bytes are copied and kept once less. Only where the
+    /// kernel lets programs map such files all the same (since Linux 6.6).
+    written_directly: bool,
     runtime: Handle,
 }
 
@@ -59,7 +62,7 @@ impl Fuse {
         backing_depth: u32,
         runtime: Handle,
     ) -> Fuse {
-        Fuse { filesystem, passthrough, streams, backing_depth, runtime }
+        Fuse { filesystem, passthrough, streams, backing_depth, written_directly: false, runtime }
     }
 
     /// Hands the answer to `reply`: here and now, or on the runtime when it is known, at the deadline at the latest.
@@ -142,6 +145,7 @@ impl fuser::Filesystem for Fuse {
         if let Err(missing) = config.add_capabilities(wanted) {
             let _ = config.add_capabilities(wanted - missing);
         }
+        self.written_directly = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
         let _ = config.set_max_background(MAX_BACKGROUND);
         let _ = config.set_max_stack_depth(self.backing_depth);
         let _ = config.set_max_write(MAX_WRITE);
@@ -186,7 +190,7 @@ impl fuser::Filesystem for Fuse {
                 // Nobody need hear of the close of a file that was only read.
                 let mut flags = FopenFlags::empty();
                 flags.set(FopenFlags::FOPEN_NOFLUSH, !written);
-                flags.set(FopenFlags::FOPEN_DIRECT_IO, direct);
+                flags.set(FopenFlags::FOPEN_DIRECT_IO, direct || written && self.written_directly);
                 match backing.and_then(register) {
                     Some(id) => reply.opened_passthrough(FileHandle(handle), flags, &id),
                     None => {
@@ -234,7 +238,9 @@ impl fuser::Filesystem for Fuse {
         shielded("create", || match self.filesystem.create(parent.0, name, exclusive, request.pid()) {
             Ok((attributes, handle)) => {
                 let (ttl, attr) = (attributes.ttl, file_attr(&attributes));
-                reply.created(&ttl, &attr, Generation(0), FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE);
+                let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
+                flags.set(FopenFlags::FOPEN_DIRECT_IO, self.written_directly);
+                reply.created(&ttl, &attr, Generation(0), FileHandle(handle), flags);
             }
             Err(error) => reply.error(to_errno("create", &error)),
         });
@@ -253,7 +259,10 @@ impl fuser::Filesystem for Fuse {
         reply: ReplyWrite,
     ) {
         shielded("write", || match self.filesystem.write(fh.0, offset, data) {
-            Ok(()) => reply.written(data.len() as u32),
+            Ok(()) => {
+                reply.written(data.len() as u32);
+                self.filesystem.wrote(fh.0);
+            }
             Err(error) => reply.error(to_errno("write", &error)),
         });
     }

@@ -390,6 +390,13 @@ impl SpooledFile {
         self.change(|file| file.write_at(bytes, offset))
     }
 
+    /// Has the disk begin with what was written. May block on the disk, briefly.
+    pub fn start_writeback(&self) {
+        if let Ok(file) = self.file() {
+            file.start_writeback();
+        }
+    }
+
     /// Makes it `size` bytes long.
     ///
     /// # Errors

@@ -99,6 +99,8 @@ pub enum Workload {
     Memory,
     /// One large file uploaded; memory and CPU
     Upload,
+    /// A file of 10 MB copied into the mount, until it is safe on this disk
+    Copy,
 }
 
 /// How the server is reached.

@@ -38,6 +38,8 @@ pub struct Setup {
     pub endpoint: String,
     /// What it shows of the bucket, ends in `/`.
     pub prefix: String,
+    /// What else our mount is told.
+    pub flags: &'static [&'static str],
 }
 
 impl Setup {
@@ -52,7 +54,7 @@ impl Setup {
             give(dir, user)?;
         }
         let (home, endpoint, prefix) = (home.to_owned(), endpoint.to_owned(), prefix.to_owned());
-        Ok(Setup { mountpoint, cache, home, endpoint, prefix })
+        Ok(Setup { mountpoint, cache, home, endpoint, prefix, flags: &[] })
     }
 }
 
@@ -177,7 +179,7 @@ impl FileSystem {
         let mut command = self.command(setup);
         command.args(["mount", "--foreground", "--endpoint-url", &setup.endpoint]);
         command.arg("--remote").arg(format!("s3://{BUCKET}/{}", setup.prefix));
-        command.arg("--cache-dir").arg(&setup.cache).arg(&setup.mountpoint);
+        command.args(setup.flags).arg("--cache-dir").arg(&setup.cache).arg(&setup.mountpoint);
         command
     }
 

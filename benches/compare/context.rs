@@ -128,6 +128,11 @@ impl Context {
         Ok(())
     }
 
+    /// Our mounts.
+    pub fn ours(&self) -> Vec<FileSystem> {
+        self.file_systems.iter().filter(|fs| fs.is_ours()).cloned().collect()
+    }
+
     /// The same in another order for each run, so that nobody always comes after the same other.
     pub fn turn<T: Clone>(items: &[T], run: u32) -> Vec<T> {
         let mut items = items.to_vec();

@@ -162,6 +162,11 @@ pub fn judge(results: &Results) -> Vec<Measure> {
             5.0,
         ),
         at_most("memory that an upload adds, MiB", found.one("upload.memory", slow, OURS), 64.0),
+        at_most(
+            "cp of 10 MB in background mode: time / cp to the disk with fsync",
+            found.ratio(("copy.plain", None, OURS), ("copy.plain", None, LOCAL)),
+            1.5,
+        ),
         at_most("rows where another mount is ahead of ours", Some(ahead(results).len() as f64), 0.0),
     ];
     let measured = |(what, target, value): (_, _, Option<f64>)| Some(Measure { what, target, value: value? });

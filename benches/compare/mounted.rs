@@ -32,8 +32,20 @@ pub struct Mounted {
 impl Mounted {
     /// Mounts what is below `prefix` of the bucket at `endpoint`, with an empty cache.
     pub fn new(fs: &FileSystem, work: &WorkDir, endpoint: &str, prefix: &str) -> Result<Mounted> {
+        Mounted::with_flags(fs, work, endpoint, prefix, &[])
+    }
+
+    /// The same, with more flags for ours.
+    pub fn with_flags(
+        fs: &FileSystem,
+        work: &WorkDir,
+        endpoint: &str,
+        prefix: &str,
+        flags: &'static [&'static str],
+    ) -> Result<Mounted> {
         let place = work.scratch("mount-", fs.user.as_ref())?;
-        let setup = Setup::new(place.path(), endpoint, prefix, fs.user.as_ref())?;
+        let mut setup = Setup::new(place.path(), endpoint, prefix, fs.user.as_ref())?;
+        setup.flags = flags;
         let root = fs.root(&setup);
         let mut mounted = Mounted { fs: fs.clone(), setup, root, child: None, place: Some(place) };
         mounted.start()?;

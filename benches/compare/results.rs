@@ -74,6 +74,8 @@ pub const ROWS: &[(&str, &str, Unit)] = &[
     ("upload.time", "{large} uploaded", Unit::Seconds),
     ("upload.cpu", "CPU, {large} uploaded", Unit::Seconds),
     ("upload.memory", "memory that an upload of {large} adds at its peak", Unit::MiB),
+    ("copy.plain", "cp of 10 MB, safe on the disk", Unit::Seconds),
+    ("copy.gz", "cp of a 10 MB .tar.gz, safe on the disk", Unit::Seconds),
 ];
 
 /// A row of the table.

@@ -23,6 +23,8 @@ pub struct Scale {
     pub shared: u64,
     /// For how long files are opened in `opens`, in milliseconds.
     pub opens: u64,
+    /// Copies in each run of `copy`.
+    pub copies: u32,
     /// The very large file of `memory`.
     pub huge: u64,
     /// Files read at once there, and the size of each.
@@ -49,6 +51,7 @@ impl Scale {
         missing: 300,
         shared: 256 << 20,
         opens: 2000,
+        copies: 7,
         huge: 4 << 30,
         at_once: (50, 32 << 20),
         many_names: 100_000,
@@ -66,6 +69,7 @@ impl Scale {
         missing: 30,
         shared: 16 << 20,
         opens: 500,
+        copies: 2,
         huge: 256 << 20,
         at_once: (50, 2 << 20),
         many_names: 10_000,

@@ -1,6 +1,7 @@
 //! The workloads, a file each.
 
 mod bootstrap;
+mod copy;
 mod ls;
 mod memory;
 mod missing;
@@ -30,5 +31,6 @@ pub fn run(workload: Workload, context: &mut Context) -> Result<()> {
         Workload::Opens => opens::run(context),
         Workload::Memory => memory::run(context),
         Workload::Upload => upload::run(context),
+        Workload::Copy => copy::run(context),
     }
 }

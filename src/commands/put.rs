@@ -127,6 +127,7 @@ impl Put<'_> {
                 Ok(0) => return Ok(()),
                 Ok(length) => {
                     file.write_at(&buffer[..length], file.size())?;
+                    file.start_writeback();
                     self.progress.show(&format!("{}: read {}", self.key, ByteSize(file.size())));
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}

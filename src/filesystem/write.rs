@@ -87,6 +87,15 @@ impl Filesystem {
         }
     }
 
+    /// What is left to do after a write, which nobody waits for.
+    pub fn wrote(&self, handle: u64) {
+        if let Ok(open) = self.files.get(handle)
+            && let Open::Spooled(file) = &*open
+        {
+            file.start_writeback();
+        }
+    }
+
     /// A close, by the thread `tid`, of a descriptor of the open file with the inode number `number`. Of a written file it says
     /// whether that has become an artifact, if nothing can come after.
     pub fn flush(&self, number: u64, handle: u64, tid: u32) -> Answer<()> {

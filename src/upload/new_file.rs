@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -14,6 +15,8 @@ use crate::error::{Error, Kind, Result};
 use crate::object::Key;
 use crate::upload::decoding::Decoding;
 
+/// So many bytes are given to the disk at a time, while more are being written.
+const WRITEBACK: u64 = 2 << 20;
 /// What is read at a time to compute a checksum, in bytes.
 const CHUNK: usize = 1 << 20;
 
@@ -40,6 +43,8 @@ struct State {
     size: u64,
     /// The bytes that were written one after the other from the start; None once others were written over them.
     sequence: Option<Sequence>,
+    /// Up to here the disk has been told to write.
+    written_back: u64,
     /// Writes and truncations under way.
     writing: u32,
     /// It is being published, or has been.
@@ -101,6 +106,22 @@ impl NewFile {
             }
             written => written,
         }
+    }
+
+    /// Has the disk begin with what was written since, if that is enough to be worth it: less is left to wait for in the end.
+    pub fn start_writeback(&self) {
+        let range = {
+            let mut state = self.state();
+            let end = state.sequence.as_ref().map_or(0, |sequence| sequence.end);
+            if end < state.written_back + WRITEBACK {
+                return;
+            }
+            std::mem::replace(&mut state.written_back, end)..end
+        };
+        let (fd, length) = (self.file().as_raw_fd(), range.end - range.start);
+        // Best effort: the disk is waited for before the file is published.
+        // SAFETY: the descriptor is open for as long as `self` is; nothing else is passed but numbers.
+        unsafe { libc::sync_file_range(fd, range.start as i64, length as i64, libc::SYNC_FILE_RANGE_WRITE) };
     }
 
     /// Makes it `size` bytes long: cuts it, or adds zeros.
@@ -313,6 +334,7 @@ impl State {
 
     fn note_truncated(&mut self, size: u64) {
         self.size = size;
+        self.written_back = self.written_back.min(size);
         if size == 0 {
             // From the beginning.
             self.sequence = Some(Sequence::default());

@@ -24,6 +24,11 @@ use crate::{Result, task};
 const PREFIX: &str = "build-cache/upload/";
 const NAME: &str = "large-0123456789abcdef.zst";
 
+/// The file in pieces, each an object, sent by 16 `curl -T` at a time over loopback as it is: what the server takes at best.
+const CURLS: &str = "16 curls";
+/// How many pieces.
+const PIECES: usize = 32;
+
 /// Runs the workload: our uploads, in a process of their own, against the commands that others would use.
 pub fn run(context: &mut Context) -> Result<()> {
     let local = context.work.dir("upload")?.join(NAME);
@@ -32,6 +37,14 @@ pub fn run(context: &mut Context) -> Result<()> {
     let wanted = |name: &str| context.shells.iter().any(|shell| shell.name == name);
     let mut contenders: Vec<&'static str> = [CURL, AWS].into_iter().filter(|name| wanted(name)).collect();
     contenders.extend(context.file_systems.iter().map(|fs| fs.name).filter(|name| *name == OURS));
+    if context.shells.iter().any(|shell| shell.name == CURL) {
+        let pieces = local.parent().ok_or("no directory")?.join("pieces");
+        for run in 0..context.runs {
+            let what = format!("upload by pieces, run {}", run + 1);
+            context.attempt(CURLS, &what, |context| upload_pieces(context, &local, &pieces))?;
+        }
+        let _ = fs::remove_dir_all(&pieces);
+    }
     for run in 0..context.runs {
         for link in context.links.clone() {
             let what = format!("upload, {}, run {}", link.name(), run + 1);
@@ -62,6 +75,32 @@ fn upload(context: &mut Context, name: &'static str, link: Link, local: &Path) -
     context.stage()?.remove(&format!("{PREFIX}{NAME}"), size_of(local)?)
 }
 
+/// Uploads `local` in pieces, made in the directory `dir`, and has them removed again.
+fn upload_pieces(context: &mut Context, local: &Path, dir: &Path) -> Result<()> {
+    let url = format!("{}/{BUCKET}/{PREFIX}", context.url(Link::Raw)?);
+    let bytes = fs::read(local).map_err(|error| format!("{}: {error}", local.display()))?;
+    let error = |error: std::io::Error| format!("{}: {error}", dir.display());
+    fs::create_dir_all(dir).map_err(error)?;
+    let pieces: Vec<&[u8]> = bytes.chunks(bytes.len().div_ceil(PIECES)).collect();
+    for (index, piece) in pieces.iter().enumerate() {
+        fs::write(dir.join(index.to_string()), piece).map_err(error)?;
+    }
+    process::settle_disk();
+    let mut command = Command::new("sh");
+    // The words are the script's, and then curl's.
+    command
+        .args(["-c", "ls | xargs -P 16 -I{} \"$@\" -T {} \"$0\"{}", &url])
+        .args(curl_put())
+        .current_dir(dir);
+    sign(&mut command);
+    let ran = process::run(&mut command)?;
+    context.results.add("upload.time", Some(Link::Raw), CURLS, ran.wall);
+    let stage = context.stage()?;
+    let named =
+        |(index, piece): (usize, &&[u8])| stage.remove(&format!("{PREFIX}{index}"), piece.len() as u64);
+    pieces.iter().enumerate().try_for_each(named)
+}
+
 fn size_of(local: &Path) -> Result<u64> {
     fs::metadata(local).map(|meta| meta.len()).map_err(|error| format!("{}: {error}", local.display()))
 }
@@ -69,12 +108,8 @@ fn size_of(local: &Path) -> Result<u64> {
 fn command(name: &str, url: &str, local: &Path) -> Command {
     let mut command = match name {
         CURL => {
-            let mut curl = Command::new("curl");
-            // Signed, without a look at all bytes beforehand.
-            curl.args(["-sSf", "--aws-sigv4", "aws:amz:us-east-1:s3"]);
-            curl.arg("--user").arg(format!("{ACCESS_KEY}:{SECRET_KEY}"));
-            curl.args(["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", "-o", "/dev/null", "-T"]);
-            curl.arg(local).arg(format!("{url}/{BUCKET}/{PREFIX}{NAME}"));
+            let mut curl = Command::new(CURL);
+            curl.args(&curl_put()[1..]).arg("-T").arg(local).arg(format!("{url}/{BUCKET}/{PREFIX}{NAME}"));
             curl
         }
         AWS => {
@@ -91,6 +126,25 @@ fn command(name: &str, url: &str, local: &Path) -> Command {
     };
     sign(&mut command);
     command
+}
+
+/// A `curl` that is told no more than the file and its URL: signed, without a look at all bytes beforehand.
+fn curl_put() -> Vec<String> {
+    let user = format!("{ACCESS_KEY}:{SECRET_KEY}");
+    let unsigned = "x-amz-content-sha256: UNSIGNED-PAYLOAD";
+    let words = [
+        CURL,
+        "-sSf",
+        "--aws-sigv4",
+        "aws:amz:us-east-1:s3",
+        "--user",
+        &user,
+        "-H",
+        unsigned,
+        "-o",
+        "/dev/null",
+    ];
+    words.map(str::to_owned).to_vec()
 }
 
 /// Our upload, as the process sees it: seconds, and the MiB that its peak memory grew by.
