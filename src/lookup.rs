@@ -123,6 +123,7 @@ impl Lookup {
             let (store, listings) = (self.store.clone(), self.listings.clone());
             let (answers, key) = (self.answers.clone(), key.clone());
             async move {
+                listings.note_question(key.dir());
                 let found = ask_remote(&*store, &listings, &key).await?;
                 if matches!(found, Found::Nothing) {
                     listings.note_miss(key.dir());

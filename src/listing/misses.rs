@@ -8,8 +8,8 @@ use lru::LruCache;
 
 use crate::listing::pages::MISS_TTL;
 
-/// Misses that make a listing worth while, for each page that it takes.
-const PER_PAGE: u32 = 3;
+/// Misses after which another name is probably missing, too, and a listing worth while, for each page that it takes.
+const PER_PAGE: u32 = 1;
 /// How close together they have to be.
 const WINDOW: Duration = Duration::from_secs(2);
 /// How long a directory is left alone that couldn't be listed, or not fast enough.
@@ -41,24 +41,33 @@ impl Default for Misses {
 }
 
 impl Misses {
-    /// Notes that a name was missed in `dir`. True when `dir` should be listed now; it won't be again for a long while,
-    /// unless [`Misses::listed`] says that it could be.
-    pub fn note(&self, dir: &str) -> bool {
+    /// Notes that a name was missed in `dir`.
+    pub fn note(&self, dir: &str) {
         let now = Instant::now();
         let mut table = self.table();
         if table.get(dir).is_none() {
             table.put(dir.to_owned(), Recent { since: now, count: 0, pages: 1, next: now });
         }
-        let Some(recent) = table.get_mut(dir) else { return false };
+        let Some(recent) = table.get_mut(dir) else { return };
         if now.duration_since(recent.since) > WINDOW {
             (recent.since, recent.count) = (now, 0);
         }
         recent.count = recent.count.saturating_add(1);
-        let due = recent.count >= PER_PAGE * recent.pages && now >= recent.next;
-        if due {
+    }
+
+    /// Whether `dir` should be listed now that another of its names is asked for. It won't be again for a long while, unless
+    /// [`Misses::listed`] says that it could be.
+    pub fn call_for_listing(&self, dir: &str) -> bool {
+        let now = Instant::now();
+        let mut table = self.table();
+        let Some(recent) = table.get_mut(dir) else { return false };
+        let is_due = now.duration_since(recent.since) <= WINDOW
+            && recent.count >= PER_PAGE * recent.pages
+            && now >= recent.next;
+        if is_due {
             recent.next = now + BACK_OFF;
         }
-        due
+        is_due
     }
 
     /// Notes that listing `dir`, begun at `began`, took `pages`: there may be another once it answers no misses any more.
@@ -78,13 +87,17 @@ mod tests {
     use super::*;
 
     fn misses_until_due(misses: &Misses, most: u32) -> Option<u32> {
-        (1..=most).find(|_| misses.note("dir"))
+        (1..=most).find(|_| {
+            misses.note("dir");
+            misses.call_for_listing("dir")
+        })
     }
 
     #[test]
-    fn a_few_misses_make_one_listing() {
+    fn a_name_asked_for_after_a_miss_makes_one_listing() {
         let misses = Misses::default();
-        assert!(!misses.note("other"));
+        misses.note("other");
+        assert!(!misses.call_for_listing("dir"), "nothing was missed there");
         assert_eq!(misses_until_due(&misses, 100), Some(PER_PAGE));
         assert_eq!(misses_until_due(&misses, 1000), None, "one is under way, or it failed");
     }

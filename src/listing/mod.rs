@@ -100,10 +100,15 @@ impl Listings {
         Load { inner: self.inner.clone(), listing: Arc::new(Listing::begin()), dir: dir.to_owned() }
     }
 
-    /// Notes that a name was missed in `dir`. When that happens often, `dir` is listed in the background, if it isn't too
-    /// large, so that the misses to come are known at once.
+    /// Notes that a name was missed in `dir`.
     pub fn note_miss(&self, dir: &str) {
-        if self.misses.note(dir) {
+        self.misses.note(dir);
+    }
+
+    /// Notes that the remote is asked for a name in `dir`. If others were missed there a moment ago, `dir` is listed in the
+    /// background, if it isn't too large, so that the misses to come are known at once.
+    pub fn note_question(&self, dir: &str) {
+        if self.misses.call_for_listing(dir) {
             let (load, misses) = (self.load(dir), self.misses.clone());
             self.runtime.spawn(load.run_for_misses(misses));
         }

@@ -56,6 +56,13 @@ fn read_cold_then_warm_with_the_directory_gone() {
     mount.unmount();
 }
 
+/// Puts a file with some bytes there, whole at once: a mount that looks in between takes it for what it is then.
+fn appear(remote: &Path, name: &str) {
+    let temporary = remote.join(".appearing");
+    fs::write(&temporary, "bytes").unwrap();
+    fs::rename(temporary, remote.join(name)).unwrap();
+}
+
 #[test]
 fn a_missing_name_is_enoent_until_it_appears() {
     needs_fuse!();
@@ -65,7 +72,7 @@ fn a_missing_name_is_enoent_until_it_appears() {
     assert_eq!(errno(mount.read("noir-1.tar.gz")), libc::ENOENT);
     assert_eq!(errno(mount.read("plain")), libc::ENOENT);
     assert_eq!(errno(mount.list("dir")), libc::ENOENT);
-    fs::write(remote.join("noir-1.tar.gz"), "bytes").unwrap();
+    appear(&remote, "noir-1.tar.gz");
     wait_for("the new file", || mount.read("noir-1.tar.gz").is_ok_and(|read| read == b"bytes"));
     mount.unmount();
 }
@@ -85,7 +92,7 @@ fn a_missing_directory_is_warned_about_and_may_come_later() {
     assert_eq!(mount.read("adopted.tar.gz").unwrap(), b"adopted bytes");
     // A share that is mounted late.
     fs::create_dir(&remote).unwrap();
-    fs::write(remote.join("noir-1.tar.gz"), "bytes").unwrap();
+    appear(&remote, "noir-1.tar.gz");
     wait_for("the file", || mount.read("noir-1.tar.gz").is_ok_and(|read| read == b"bytes"));
     mount.unmount();
 }
