@@ -27,7 +27,7 @@ pub struct Cli {
 pub enum Command {
     /// Mount the remote as a directory; a file is fetched on first open and served from disk ever after
     Mount(Box<MountArgs>),
-    /// Unmount, or repair a mount whose daemon died; succeeds quietly when nothing is mounted there
+    /// Unmount, and wait up to 35 s for uploads, or repair a mount whose daemon died; quiet when nothing is mounted there
     #[command(visible_alias = "umount")]
     Unmount(UnmountArgs),
     /// Write an artifact to stdout or a file, through the local cache; needs no mount

@@ -89,6 +89,18 @@ impl Uploads {
         self.cache.as_ref().map(|cache| cache.pending()).unwrap_or_default()
     }
 
+    /// How many uploads there are that this process is to do, as far as it knows. Blocks on the disk, briefly.
+    pub fn count_unfinished(&self) -> usize {
+        let Some(Target { mode, remote }) = self.target.get() else { return 0 };
+        if *mode == Upload::Never || self.options.read_only {
+            return 0;
+        }
+        let is_tried = |name: &str| Key::new(name).is_ok_and(|key| self.jobs.table().contains_key(&key));
+        let is_due =
+            |entry: &&PendingUpload| entry.remote == **remote && (!entry.refused || is_tried(&entry.name));
+        self.pending().iter().filter(is_due).count()
+    }
+
     /// How many bytes of `key` have been sent, while it is being uploaded by this process.
     pub fn sent(&self, key: &Key) -> Option<u64> {
         let table = self.jobs.table();
