@@ -9,7 +9,7 @@ use crate::cache::{CacheDir, CachedFile, Claim, Origin, PendingUpload};
 use crate::config::Upload;
 use crate::error::{Error, Kind, Result};
 use crate::object::Key;
-use crate::store::{Existing, Payload, Put};
+use crate::store::{Existing, Multipart, Payload, Put};
 use crate::upload::local::is_local_only;
 use crate::upload::new_file::{NewFile, Whole};
 use crate::upload::send::{Sent, is_final};
@@ -162,6 +162,7 @@ impl Uploads {
             attempts: 0,
             error: None,
             refused: false,
+            upload_id: None,
         }
     }
 
@@ -192,8 +193,8 @@ impl Uploads {
             return Err(Error::new(Kind::NotPermitted, format!("{key}: {why}")));
         }
         let Whole { size, checksum } = whole;
-        let payload =
-            Payload { file: file.file().clone(), size, checksum, sent: Arc::new(AtomicU64::new(0)) };
+        let (file, sent) = (file.file().clone(), Arc::new(AtomicU64::new(0)));
+        let payload = Payload { file, size, checksum, sent, multipart: Multipart::default() };
         let existing = if self.options.allow_overwrite { Existing::Replace } else { Existing::Keep };
         match self.store.put(key, &payload, existing).await? {
             Put::Stored(_) => Ok(Published::Stored),
