@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 #[command(subcommand_required = true, arg_required_else_help = false)]
 #[command(name = "aztec-cache", version, about = "A team's build cache as a directory, or by command.", long_about = None)]
 #[command(
-    after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached \
-or fails; 4 access denied; 5 the local disk or cache directory; 6 the mount."
+    after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached, \
+fails, or refuses an upload; 4 access denied; 5 the local disk or cache directory; 6 the mount."
 )]
 pub struct Cli {
     /// What to do.
