@@ -169,8 +169,8 @@ impl Uploads {
     /// Uploads what was just published here.
     async fn send_now(self: &Arc<Uploads>, claim: Claim, entry: PendingUpload) -> Result<Published> {
         let key = claim.key().clone();
-        let sent = self.begin(&key);
-        let result = self.send(claim, entry, sent).await;
+        let running = self.begin(&key);
+        let result = self.send(claim, entry, running).await;
         self.end(&key, &result);
         match result {
             Ok(Sent::Kept) => Ok(Published::Kept),

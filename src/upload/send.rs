@@ -15,6 +15,7 @@ use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion, UPLOAD};
 use crate::store::{Existing, Multipart, Payload, Put};
 use crate::upload::new_file::FromStart;
+use crate::upload::worker::Running;
 use crate::upload::{Uploads, internal};
 
 /// How an attempt ended that wasn't a failure.
@@ -24,7 +25,7 @@ pub enum Sent {
     Stored,
     /// The remote had one already, which stays.
     Kept,
-    /// There is nothing left to upload: the local file was removed or changed.
+    /// There is nothing to upload any more: the local file was removed or changed, or is about to be.
     Gone,
 }
 
@@ -34,22 +35,18 @@ pub fn is_final(error: &Error) -> bool {
 }
 
 impl Uploads {
-    /// Uploads the file of `claim`, whose journal entry is `entry`; `sent` counts. The journal knows afterwards how it ended.
+    /// Uploads the file of `claim`, whose journal entry is `entry`, as `running`. The journal knows afterwards how it ended.
     ///
     /// # Errors
     /// The remote's; the entry stays.
-    pub(super) async fn send(
-        &self,
-        claim: Claim,
-        entry: PendingUpload,
-        sent: Arc<AtomicU64>,
-    ) -> Result<Sent> {
+    pub(super) async fn send(&self, claim: Claim, entry: PendingUpload, running: Running) -> Result<Sent> {
         let Some(cache) = self.cache.clone() else { return Err(internal(claim.key(), "no local cache")) };
         let attempt = Attempt { cache, key: claim.key().clone(), claim, entry };
         let (begun, uploads) = mpsc::unbounded_channel();
-        let (attempt, payload) = attempt.open(sent, begun).await?;
+        let (attempt, payload) = attempt.open(running.sent.clone(), begun).await?;
         let Some(payload) = payload else { return attempt.forget().await };
-        let (attempt, put) = self.put(attempt, &payload, uploads).await?;
+        let (attempt, put) = self.put(attempt, &payload, running, uploads).await?;
+        let Some(put) = put else { return attempt.stop().await };
         match put {
             Ok(Put::Stored(version)) => attempt.record(version, UPLOAD.into(), Sent::Stored).await,
             Ok(Put::Kept) => match self.compare(&attempt.key, &payload).await {
@@ -68,19 +65,22 @@ impl Uploads {
     }
 
     /// Has the store upload `payload`, and the journal know which `uploads` in parts begin: if this process dies they are aborted by
-    /// the next.
+    /// the next. None when it was broken off.
     async fn put(
         &self,
         mut attempt: Attempt,
         payload: &Payload,
+        running: Running,
         mut uploads: UnboundedReceiver<String>,
-    ) -> Result<(Attempt, Result<Put>)> {
+    ) -> Result<(Attempt, Option<Result<Put>>)> {
         let existing = if attempt.entry.overwrite { Existing::Replace } else { Existing::Keep };
         let key = attempt.key.clone();
         let mut put = pin!(self.store.put(&key, payload, existing));
+        let mut is_to_stop = pin!(running.is_to_stop(payload.size));
         loop {
             tokio::select! {
-                put = &mut put => return Ok((attempt, put)),
+                put = &mut put => return Ok((attempt, Some(put))),
+                () = &mut is_to_stop => return Ok((attempt, None)),
                 Some(id) = uploads.recv() => attempt = attempt.note_begun(id).await?,
             }
         }
@@ -184,6 +184,12 @@ impl Attempt {
     async fn release(self) -> Result<Sent> {
         log::warn!("{}: the remote has one already, which can't be read; the local one stays", self.key);
         self.conclude(Sent::Kept, |attempt| attempt.claim.clear()).await
+    }
+
+    /// Leaves it to who wants to rename or remove the file.
+    async fn stop(self) -> Result<Sent> {
+        log::info!("{}: its upload was broken off, since it is to be renamed or removed", self.key);
+        self.conclude(Sent::Gone, |_| Ok(())).await
     }
 
     /// Gives up an upload that there is nothing for.

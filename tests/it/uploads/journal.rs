@@ -10,7 +10,7 @@ use aztec_cache::upload::Published;
 use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::s3::{Fault, Op, S3Server};
 
-use super::{BACKGROUND, Engine, NEVER, THROUGH, key, s3, server};
+use super::{BACKGROUND, Engine, NEVER, THROUGH, key, s3, s3_asked, server};
 use crate::common::{PATIENCE, Place, assert_same, key as remote_key, names_in, needs_fuse, wait_for, xattr};
 
 const NAME: &str = "noir-b786c534d2b9261d.bin";
@@ -106,6 +106,30 @@ async fn in_the_background_it_is_here_at_once_and_there_soon() {
     let error = engine.uploads.rename(&key(NAME), &key("other.bin")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotPermitted, "the remote has it");
     assert_eq!(engine.uploads.remove(&key(NAME)).await.unwrap_err().kind(), Kind::NotPermitted);
+}
+
+/// In the middle, that is, once some bytes have been sent: whoever waited for the end would find that the remote has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_under_way_is_broken_off_for_who_renames_or_removes_its_file() {
+    let server = server();
+    let engine = Engine::over(s3_asked(&server, 1000), BACKGROUND, None);
+    let body = random_bytes(8, 40 << 20);
+    for renames in [true, false] {
+        server.set_faults([Fault::status(503, "SlowDown").on(Op::Part).skip(3)]);
+        engine.publish(NAME, &body).await.unwrap();
+        wait_for("parts to be refused", || server.counts().puts_of(&remote_key(NAME)) > 8);
+        if renames {
+            engine.uploads.rename(&key(NAME), &key("other.bin")).await.unwrap();
+        } else {
+            engine.uploads.remove(&key(NAME)).await.unwrap();
+        }
+        wait_for("its parts to be removed", || server.open_uploads() == 0);
+        server.set_faults([]);
+        engine.uploads.drain(PATIENCE).await;
+        assert_eq!((engine.uploads.pending(), server.keys()), (vec![], vec![remote_key("other.bin")]));
+        server.reset_counts();
+    }
+    assert_same("there", &server.object(&remote_key("other.bin")).unwrap(), &body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
