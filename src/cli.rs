@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 #[command(subcommand_required = true, arg_required_else_help = false)]
 #[command(name = "aztec-cache", version, about = "A team's build cache as a directory, or by command.", long_about = None)]
 #[command(
-    after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached \
-or fails; 4 access denied; 5 the local disk or cache directory; 6 the mount."
+    after_help = "Exit codes: 0 done; 1 no such artifact; 2 usage or configuration; 3 the remote can't be reached, \
+fails, or refuses an upload; 4 access denied; 5 the local disk or cache directory; 6 the mount."
 )]
 pub struct Cli {
     /// What to do.
@@ -27,7 +27,7 @@ pub struct Cli {
 pub enum Command {
     /// Mount the remote as a directory; a file is fetched on first open and served from disk ever after
     Mount(Box<MountArgs>),
-    /// Unmount, or repair a mount whose daemon died; succeeds quietly when nothing is mounted there
+    /// Unmount, and wait up to 35 s for uploads, or repair a mount whose daemon died; quiet when nothing is mounted there
     #[command(visible_alias = "umount")]
     Unmount(UnmountArgs),
     /// Write an artifact to stdout or a file, through the local cache; needs no mount

@@ -14,7 +14,7 @@ use crate::cache::{CacheDir, Origin};
 use crate::checksum::Checksum;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion};
-use crate::store::{Existing, ObjectStore, Payload, Put};
+use crate::store::{Existing, Multipart, ObjectStore, Payload, Put};
 
 /// Uploads at a time.
 const PARALLEL: usize = 2;
@@ -213,5 +213,5 @@ fn payload(cache: &CacheDir, object: &ObjectVersion) -> Option<Payload> {
     }
     let checksum = Checksum::parse(found.checksum.as_deref()?)?;
     let file = Arc::new(cache.reopen(&object.key, found.id)?);
-    Some(Payload { file, size: object.size, checksum, sent: Arc::default() })
+    Some(Payload { file, size: object.size, checksum, sent: Arc::default(), multipart: Multipart::default() })
 }

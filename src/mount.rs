@@ -20,12 +20,13 @@ use crate::config::{Config, KernelFlag};
 use crate::engine;
 use crate::error::{Error, Kind, Result};
 use crate::fetch::Fetcher;
-use crate::filesystem::Filesystem;
+use crate::filesystem::{Filesystem, Reports};
 use crate::fill::Filler;
 use crate::fuse::Fuse;
 use crate::mountpoint::{self, Mountpoint, OwnMount};
 use crate::passthrough::Passthrough;
 use crate::privilege;
+use crate::spooled::SpooledFiles;
 use crate::status::Mounted;
 use crate::store::{self, ObjectStore};
 use crate::streams::Streams;
@@ -38,7 +39,7 @@ const READAHEAD_KIB: u32 = 512;
 /// How long open files stay readable after a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long uploads may take once it is unmounted. What is left then is in the journal, for the next mount.
-const DRAIN: Duration = Duration::from_secs(30);
+pub const DRAIN: Duration = Duration::from_secs(30);
 /// How long tasks under way may take to clean up.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -118,9 +119,15 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         store: store.clone(),
         fetcher,
         uploads: uploads.clone(),
+        spooled: filesystem.spooled().clone(),
         passthrough: passthrough.is_enabled(),
     };
-    filesystem.show_report(Arc::new(move || mounted.report().to_json()));
+    let mounted = Arc::new(mounted);
+    let same = mounted.clone();
+    filesystem.show_reports(Reports {
+        status: Arc::new(move || mounted.report().to_json()),
+        unfinished: Arc::new(move || same.unfinished().to_json()),
+    });
     uploads.resume();
     runtime.block_on(report_probe(probe));
     ready(&ready_line(config, store.url(), &path, cache.as_deref(), passthrough.is_enabled()));
@@ -130,7 +137,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         // device number may be another mount's by now.
         let _ = mount.unmount();
     }
-    runtime.block_on(finish_uploads(&uploads, filler.as_deref(), &mut signals));
+    runtime.block_on(finish(filesystem.spooled(), &uploads, filler.as_deref(), &mut signals));
     runtime.shutdown_timeout(SHUTDOWN);
     result
 }
@@ -332,15 +339,24 @@ async fn until_unmounted(
     }
 }
 
-/// Lets uploads under way come to their end, or until told again to end.
-async fn finish_uploads(uploads: &Arc<Uploads>, filler: Option<&Filler>, signals: &mut Signals) {
+/// Lets what was written be published and uploads come to their end, for a while, or until told again to end.
+async fn finish(
+    spooled: &SpooledFiles,
+    uploads: &Arc<Uploads>,
+    filler: Option<&Filler>,
+    signals: &mut Signals,
+) {
+    let uploaded = async {
+        spooled.finish().await;
+        uploads.drain(DRAIN).await;
+    };
     let filled = async {
         if let Some(filler) = filler {
             filler.drain(DRAIN).await;
         }
     };
     tokio::select! {
-        ((), ()) = join(uploads.drain(DRAIN), filled) => {}
+        (_, ()) = join(timeout(DRAIN, uploaded), filled) => {}
         () = signals.next() => {}
     }
     match uploads.pending().len() {

@@ -330,6 +330,24 @@ impl SpooledFiles {
         self.files().iter().any(|file| file.state().key.dir() == dir.as_str())
     }
 
+    /// How many there are that may still become artifacts.
+    pub fn count(&self) -> usize {
+        self.files().iter().filter(|file| !file.is_put_aside()).count()
+    }
+
+    /// Waits until those that are complete are done.
+    pub async fn finish(&self) {
+        let is_complete = |file: &&Arc<SpooledFile>| file.state().stage == SpoolStage::Complete;
+        loop {
+            let complete = self.files().iter().find(is_complete).cloned();
+            match complete {
+                // How it went has been said.
+                Some(file) => drop(file.done().await),
+                None => return,
+            }
+        }
+    }
+
     fn drop_file(&self, file: &Arc<SpooledFile>) {
         self.files().retain(|other| !Arc::ptr_eq(other, file));
     }
@@ -523,6 +541,12 @@ impl SpooledFile {
         let state = self.state();
         let is_unused = state.handles == 0 && state.stage == SpoolStage::Open && !state.key.is_temporary();
         is_unused && self.created.elapsed() > UNOPENED
+    }
+
+    /// Whether nobody writes it, and nothing comes of it before it is renamed.
+    fn is_put_aside(&self) -> bool {
+        let state = self.state();
+        state.handles == 0 && state.stage == SpoolStage::Open && state.key.is_temporary()
     }
 
     fn file(&self) -> Result<Arc<NewFile>> {

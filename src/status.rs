@@ -12,6 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::fetch::Fetcher;
 use crate::metrics;
 use crate::object::Key;
+use crate::spooled::SpooledFiles;
 use crate::store::{ObjectStore, RemoteState};
 use crate::upload::Uploads;
 
@@ -108,6 +109,21 @@ pub struct Pending {
     pub sent: Option<u64>,
 }
 
+/// What a mount would still have to do if it were unmounted now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// The daemon's process id.
+    pub pid: u32,
+    /// The namespace that it is one in, as `/proc/PID/ns/pid` names it.
+    pub pid_namespace: PathBuf,
+    /// Files that are being written, or have been and aren't artifacts yet.
+    pub writing: usize,
+    /// Artifacts to be uploaded.
+    pub uploads: usize,
+    /// The local cache, whose journal has them.
+    pub cache_dir: Option<PathBuf>,
+}
+
 /// A mount's parts, that know what to report.
 pub struct Mounted {
     /// Where it is mounted.
@@ -118,6 +134,8 @@ pub struct Mounted {
     pub fetcher: Arc<Fetcher>,
     /// What uploads them.
     pub uploads: Arc<Uploads>,
+    /// What is being written.
+    pub spooled: Arc<SpooledFiles>,
     /// Whether the kernel reads complete files by itself.
     pub passthrough: bool,
 }
@@ -157,6 +175,17 @@ impl Mounted {
         }
     }
 
+    /// What there would still be to do. Blocks on the disk, briefly.
+    pub fn unfinished(&self) -> Unfinished {
+        Unfinished {
+            pid: std::process::id(),
+            pid_namespace: pid_namespace(),
+            writing: self.spooled.count(),
+            uploads: self.uploads.count_unfinished(),
+            cache_dir: self.fetcher.cache().map(|cache| cache.path().to_owned()),
+        }
+    }
+
     fn in_flight(&self) -> Vec<InFlight> {
         let under_way = self.fetcher.in_flight().into_iter();
         let mut under_way: Vec<InFlight> = under_way
@@ -168,6 +197,21 @@ impl Mounted {
             .collect();
         under_way.sort_by(|a, b| a.name.cmp(&b.name));
         under_way
+    }
+}
+
+impl Unfinished {
+    /// As JSON text.
+    ///
+    /// # Errors
+    /// A defect.
+    pub fn to_json(&self) -> Result<Vec<u8>> {
+        to_json(self)
+    }
+
+    /// Whether the daemon's process id means to us what it means to it.
+    pub fn is_of_our_namespace(&self) -> bool {
+        self.pid_namespace == pid_namespace()
     }
 }
 
@@ -192,10 +236,7 @@ impl Status {
     /// # Errors
     /// A defect.
     pub fn to_json(&self) -> Result<Vec<u8>> {
-        let mut text = serde_json::to_vec_pretty(self)
-            .map_err(|e| Error::new(Kind::Internal, format!("the status can't be told: {e}")))?;
-        text.push(b'\n');
-        Ok(text)
+        to_json(self)
     }
 
     fn unknown() -> Status {
@@ -234,6 +275,18 @@ impl CacheStatus {
             evicted_files: None,
         }
     }
+}
+
+fn to_json(report: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(report)
+        .map_err(|e| Error::new(Kind::Internal, format!("the status can't be told: {e}")))?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// This process's; empty where that can't be told.
+fn pid_namespace() -> PathBuf {
+    std::fs::read_link("/proc/self/ns/pid").unwrap_or_default()
 }
 
 fn pending(cache: &CacheDir, uploads: Option<&Uploads>) -> Vec<Pending> {

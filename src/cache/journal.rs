@@ -43,6 +43,9 @@ pub struct PendingUpload {
     pub error: Option<String>,
     /// The remote won't have it. A later process tries it again, once.
     pub refused: bool,
+    /// The id of the upload in parts that was begun last: the server may keep parts of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload_id: Option<String>,
 }
 
 /// The right to publish, upload, rename or remove a key's file: nobody else has it until this is dropped.
@@ -198,6 +201,7 @@ mod tests {
             attempts: 3,
             error: Some("timed out".into()),
             refused: false,
+            upload_id: None,
         };
         let text = r#"{"name":"a/b.zst","size":7,"checksum":"crc64nvme:AAAAAAAAAAA=","remote":"s3://bucket/prefix/","overwrite":false,"since":1700000000,"attempts":3,"error":"timed out","refused":false}"#;
         assert_eq!(serde_json::to_string(&entry).unwrap(), text);

@@ -94,7 +94,7 @@ impl CacheDir {
         let new_dir = beneath::make_dirs(&self.dirs.root, Path::new(new.dir()))?;
         self.try_write_meta(&new, &meta)?;
         if let Some(entry) = from.entry() {
-            to.write(&PendingUpload { name: new.as_str().to_owned(), ..entry })?;
+            to.write(&PendingUpload { name: new.as_str().to_owned(), upload_id: None, ..entry })?;
         }
         self.space.rename(&new, || Ok(renameat(&old_dir, old.name(), &new_dir, new.name())?))?;
         from.clear()?;

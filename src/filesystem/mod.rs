@@ -36,7 +36,7 @@ use own::{OpenReport, Own};
 
 pub use attributes::{Attributes, FileKind};
 pub use directory::{DirEntry, DirPage};
-pub use own::Report;
+pub use own::{Report, Reports};
 pub use write::Change;
 
 /// A remote shown as a directory tree.
@@ -143,9 +143,14 @@ impl Filesystem {
         let _ = self.device.set(device);
     }
 
-    /// Shows `report` as `.aztec-cache/status.json`.
-    pub fn show_report(&self, report: Arc<Report>) {
-        self.own.set(report);
+    /// Shows `reports` in `.aztec-cache`.
+    pub fn show_reports(&self, reports: Reports) {
+        self.own.set(reports);
+    }
+
+    /// The files that are being written.
+    pub fn spooled(&self) -> &Arc<SpooledFiles> {
+        &self.spooled
     }
 
     /// Prepares for complete files to be read by the kernel itself, which takes inode numbers of their own. To be called

@@ -1,4 +1,5 @@
-//! What the mount tells of itself: `.aztec-cache/status.json`, which is there for who names it, and in no listing.
+//! What the mount tells of itself: `status.json` and `unfinished.json` in `.aztec-cache`, which are there for who names them, and in
+//! no listing.
 
 use std::ffi::OsStr;
 use std::sync::{Arc, OnceLock};
@@ -16,16 +17,26 @@ use crate::object::RESERVED;
 /// Inode numbers; those of others count up from the root's.
 const DIR: u64 = u64::MAX - 1;
 const STATUS: u64 = u64::MAX - 2;
+const UNFINISHED: u64 = u64::MAX - 3;
 
-/// The report's name.
+/// The reports' names.
 const STATUS_NAME: &str = "status.json";
+const UNFINISHED_NAME: &str = "unfinished.json";
 
 /// What makes the report. Blocks on the disk.
 pub type Report = dyn Fn() -> Result<Vec<u8>> + Send + Sync;
 
-/// The directory and the file in it, once there is something to report.
+/// The reports of a mount.
+pub struct Reports {
+    /// `status.json`.
+    pub status: Arc<Report>,
+    /// `unfinished.json`: what the mount would still have to do if it were unmounted now. Made in no time.
+    pub unfinished: Arc<Report>,
+}
+
+/// The directory and the files in it, once there is something to report.
 #[derive(Default)]
-pub(super) struct Own(OnceLock<Arc<Report>>);
+pub(super) struct Own(OnceLock<Reports>);
 
 /// An open report, as of when it was first read.
 pub(super) struct OpenReport {
@@ -34,13 +45,13 @@ pub(super) struct OpenReport {
 }
 
 impl Own {
-    pub fn set(&self, report: Arc<Report>) {
-        let _ = self.0.set(report);
+    pub fn set(&self, reports: Reports) {
+        let _ = self.0.set(reports);
     }
 
     /// Whether `number` is one of them.
     pub fn has(&self, number: u64) -> bool {
-        matches!(number, DIR | STATUS)
+        matches!(number, DIR | STATUS | UNFINISHED)
     }
 
     /// What `name` in the directory `parent` is, if that is decided here.
@@ -49,17 +60,18 @@ impl Own {
         match parent {
             ROOT if name == RESERVED => self.attributes(DIR, common).map(Ok),
             DIR if name == STATUS_NAME => self.attributes(STATUS, common).map(Ok),
+            DIR if name == UNFINISHED_NAME => self.attributes(UNFINISHED, common).map(Ok),
             DIR => Some(Err(Error::new(Kind::NotFound, format!("{}: not kept here", name.display())))),
             _ => None,
         }
     }
 
     /// The attributes of `number`, if it is one of them. The directory may be searched, but not read: there is nothing to be
-    /// discovered. The report's length isn't known before it is made.
+    /// discovered. A report's length isn't known before it is made.
     pub fn attributes(&self, number: u64, common: &Common) -> Option<Attributes> {
         let (kind, mode) = match number {
             DIR => (FileKind::Directory, 0o111),
-            STATUS => (FileKind::Regular, 0o444),
+            STATUS | UNFINISHED => (FileKind::Regular, 0o444),
             _ => return None,
         };
         let Common { uid, gid, umask, .. } = *common;
@@ -67,10 +79,15 @@ impl Own {
         Some(Attributes { number, kind, size: 0, modified, mode: mode & !umask, uid, gid, ttl: SHORT_TTL })
     }
 
-    /// Opens `number`, if that is the report's.
+    /// Opens `number`, if that is a report's.
     pub fn open(&self, number: u64) -> Option<OpenReport> {
-        let report = self.0.get().filter(|_| number == STATUS)?;
-        Some(OpenReport { report: report.clone(), bytes: Arc::default() })
+        let Reports { status, unfinished } = self.0.get()?;
+        let report = match number {
+            STATUS => status.clone(),
+            UNFINISHED => unfinished.clone(),
+            _ => return None,
+        };
+        Some(OpenReport { report, bytes: Arc::default() })
     }
 }
 

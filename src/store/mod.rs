@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::checksum::Checksum;
 use crate::config::{Patience, Remote, S3Options};
@@ -152,6 +153,17 @@ pub struct Payload {
     pub checksum: Checksum,
     /// How many of them have been sent, for whoever shows it. Goes back when some are sent again.
     pub sent: Arc<AtomicU64>,
+    /// What else there is of it on the server.
+    pub multipart: Multipart,
+}
+
+/// Uploads in parts, of which a server keeps what it has got until they are completed or aborted.
+#[derive(Clone, Debug, Default)]
+pub struct Multipart {
+    /// The id of one that was broken off, perhaps by a crash. It is aborted first.
+    pub left: Option<String>,
+    /// Is told the id of each that begins.
+    pub begun: Option<UnboundedSender<String>>,
 }
 
 /// What a put does about an object that is there already.

@@ -30,6 +30,7 @@ impl Uploads {
         if from == to {
             return Ok(());
         }
+        self.stop(from);
         // Always in the same order, so that two can't wait for each other.
         let (first, second) = if from < to { (from, to) } else { (to, from) };
         let (first, second) = (self.claim(cache, first).await?, self.claim(cache, second).await?);
@@ -51,6 +52,7 @@ impl Uploads {
     /// `NotPermitted` when a remote has it, or may have, and removing there isn't allowed; the remote's.
     pub async fn remove(&self, key: &Key) -> Result<()> {
         self.check_writable(key)?;
+        self.stop(key);
         let claim = match &self.cache {
             Some(cache) => Some((cache.clone(), self.claim(cache, key).await?)),
             None => None,

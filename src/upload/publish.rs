@@ -9,7 +9,7 @@ use crate::cache::{CacheDir, CachedFile, Claim, Origin, PendingUpload};
 use crate::config::Upload;
 use crate::error::{Error, Kind, Result};
 use crate::object::Key;
-use crate::store::{Existing, Payload, Put};
+use crate::store::{Existing, Multipart, Payload, Put};
 use crate::upload::local::is_local_only;
 use crate::upload::new_file::{NewFile, Whole};
 use crate::upload::send::{Sent, is_final};
@@ -162,14 +162,15 @@ impl Uploads {
             attempts: 0,
             error: None,
             refused: false,
+            upload_id: None,
         }
     }
 
     /// Uploads what was just published here.
     async fn send_now(self: &Arc<Uploads>, claim: Claim, entry: PendingUpload) -> Result<Published> {
         let key = claim.key().clone();
-        let sent = self.begin(&key);
-        let result = self.send(claim, entry, sent).await;
+        let running = self.begin(&key);
+        let result = self.send(claim, entry, running).await;
         self.end(&key, &result);
         match result {
             Ok(Sent::Kept) => Ok(Published::Kept),
@@ -192,8 +193,8 @@ impl Uploads {
             return Err(Error::new(Kind::NotPermitted, format!("{key}: {why}")));
         }
         let Whole { size, checksum } = whole;
-        let payload =
-            Payload { file: file.file().clone(), size, checksum, sent: Arc::new(AtomicU64::new(0)) };
+        let (file, sent) = (file.file().clone(), Arc::new(AtomicU64::new(0)));
+        let payload = Payload { file, size, checksum, sent, multipart: Multipart::default() };
         let existing = if self.options.allow_overwrite { Existing::Replace } else { Existing::Keep };
         match self.store.put(key, &payload, existing).await? {
             Put::Stored(_) => Ok(Published::Stored),

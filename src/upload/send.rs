@@ -2,16 +2,20 @@
 
 use std::fs::File;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::answer::blocking;
 use crate::cache::{CacheDir, Claim, Origin, PendingUpload, Verdict};
 use crate::checksum::Checksum;
 use crate::error::{Error, Kind, Result};
 use crate::object::{Key, ObjectVersion, UPLOAD};
-use crate::store::{Existing, Payload, Put};
+use crate::store::{Existing, Multipart, Payload, Put};
 use crate::upload::new_file::FromStart;
+use crate::upload::worker::Running;
 use crate::upload::{Uploads, internal};
 
 /// How an attempt ended that wasn't a failure.
@@ -21,7 +25,7 @@ pub enum Sent {
     Stored,
     /// The remote had one already, which stays.
     Kept,
-    /// There is nothing left to upload: the local file was removed or changed.
+    /// There is nothing to upload any more: the local file was removed or changed, or is about to be.
     Gone,
 }
 
@@ -31,22 +35,19 @@ pub fn is_final(error: &Error) -> bool {
 }
 
 impl Uploads {
-    /// Uploads the file of `claim`, whose journal entry is `entry`; `sent` counts. The journal knows afterwards how it ended.
+    /// Uploads the file of `claim`, whose journal entry is `entry`, as `running`. The journal knows afterwards how it ended.
     ///
     /// # Errors
     /// The remote's; the entry stays.
-    pub(super) async fn send(
-        &self,
-        claim: Claim,
-        entry: PendingUpload,
-        sent: Arc<AtomicU64>,
-    ) -> Result<Sent> {
+    pub(super) async fn send(&self, claim: Claim, entry: PendingUpload, running: Running) -> Result<Sent> {
         let Some(cache) = self.cache.clone() else { return Err(internal(claim.key(), "no local cache")) };
         let attempt = Attempt { cache, key: claim.key().clone(), claim, entry };
-        let (attempt, payload) = attempt.open(sent).await?;
+        let (begun, uploads) = mpsc::unbounded_channel();
+        let (attempt, payload) = attempt.open(running.sent.clone(), begun).await?;
         let Some(payload) = payload else { return attempt.forget().await };
-        let existing = if attempt.entry.overwrite { Existing::Replace } else { Existing::Keep };
-        match self.store.put(&attempt.key, &payload, existing).await {
+        let (attempt, put) = self.put(attempt, &payload, running, uploads).await?;
+        let Some(put) = put else { return attempt.stop().await };
+        match put {
             Ok(Put::Stored(version)) => attempt.record(version, UPLOAD.into(), Sent::Stored).await,
             Ok(Put::Kept) => match self.compare(&attempt.key, &payload).await {
                 Ok(Comparison::Same(version)) => {
@@ -60,6 +61,28 @@ impl Uploads {
             // The disk gave other bytes than were written, perhaps.
             Err(error) if error.kind() == Kind::Local => attempt.doubt(error).await,
             Err(error) => attempt.fail(error).await,
+        }
+    }
+
+    /// Has the store upload `payload`, and the journal know which `uploads` in parts begin: if this process dies they are aborted by
+    /// the next. None when it was broken off.
+    async fn put(
+        &self,
+        mut attempt: Attempt,
+        payload: &Payload,
+        running: Running,
+        mut uploads: UnboundedReceiver<String>,
+    ) -> Result<(Attempt, Option<Result<Put>>)> {
+        let existing = if attempt.entry.overwrite { Existing::Replace } else { Existing::Keep };
+        let key = attempt.key.clone();
+        let mut put = pin!(self.store.put(&key, payload, existing));
+        let mut is_to_stop = pin!(running.is_to_stop(payload.size));
+        loop {
+            tokio::select! {
+                put = &mut put => return Ok((attempt, Some(put))),
+                () = &mut is_to_stop => return Ok((attempt, None)),
+                Some(id) = uploads.recv() => attempt = attempt.note_begun(id).await?,
+            }
         }
     }
 
@@ -110,14 +133,31 @@ struct Attempt {
 
 impl Attempt {
     /// Opens what is to be uploaded; None when it isn't there as it was any more.
-    async fn open(self, sent: Arc<AtomicU64>) -> Result<(Attempt, Option<Payload>)> {
+    async fn open(
+        self,
+        sent: Arc<AtomicU64>,
+        begun: UnboundedSender<String>,
+    ) -> Result<(Attempt, Option<Payload>)> {
         blocking(move || {
             let file = open(&self.cache, &self.key, &self.entry);
             let payload = file.and_then(|file| {
                 let checksum = Checksum::parse(&self.entry.checksum)?;
-                Some(Payload { file: Arc::new(file), size: self.entry.size, checksum, sent })
+                let multipart = Multipart { left: self.entry.upload_id.clone(), begun: Some(begun) };
+                Some(Payload { file: Arc::new(file), size: self.entry.size, checksum, sent, multipart })
             });
             (self, payload)
+        })
+        .await
+    }
+
+    /// Notes that the server keeps parts of the upload `id`.
+    async fn note_begun(mut self, id: String) -> Result<Attempt> {
+        self.entry.upload_id = Some(id);
+        blocking(move || {
+            if let Err(e) = self.claim.write(&self.entry) {
+                log::debug!("{}: its journal entry can't be written: {e}", self.key);
+            }
+            self
         })
         .await
     }
@@ -144,6 +184,12 @@ impl Attempt {
     async fn release(self) -> Result<Sent> {
         log::warn!("{}: the remote has one already, which can't be read; the local one stays", self.key);
         self.conclude(Sent::Kept, |attempt| attempt.claim.clear()).await
+    }
+
+    /// Leaves it to who wants to rename or remove the file.
+    async fn stop(self) -> Result<Sent> {
+        log::info!("{}: its upload was broken off, since it is to be renamed or removed", self.key);
+        self.conclude(Sent::Gone, |_| Ok(())).await
     }
 
     /// Gives up an upload that there is nothing for.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::answer::blocking;
 use crate::cache::PendingUpload;
@@ -14,7 +14,7 @@ use crate::config::Upload;
 use crate::error::{Error, Kind, Result};
 use crate::object::{ETag, Key, ObjectVersion};
 use crate::upload::send::{Sent, is_final};
-use crate::upload::{Target, Uploads};
+use crate::upload::{CLAIM_PAUSE, Target, Uploads};
 
 /// Uploads at a time.
 const PARALLEL: usize = 4;
@@ -24,6 +24,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(300)];
 /// How often to look for what others have left.
 const RESCAN: Duration = Duration::from_secs(30);
+/// An upload of which so many bytes are left to be sent isn't complete before it is broken off.
+const UNSENT: u64 = 1 << 20;
 /// How often to look whether the remote is back, or another process done.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -45,8 +47,28 @@ pub struct Jobs {
 struct Job {
     due: Instant,
     failures: u32,
-    /// The bytes sent, while it runs.
-    sent: Option<Arc<AtomicU64>>,
+    /// None while it doesn't run.
+    running: Option<Running>,
+}
+
+/// An upload under way.
+#[derive(Clone, Default)]
+pub struct Running {
+    /// The bytes sent.
+    pub sent: Arc<AtomicU64>,
+    /// Told when it isn't wanted any more.
+    unwanted: Arc<Notify>,
+}
+
+impl Running {
+    /// Waits until it isn't wanted any more and can be broken off: of `size` bytes some have been sent, so that it has begun, and some
+    /// haven't, so that the remote can't have it.
+    pub async fn is_to_stop(&self, size: u64) {
+        self.unwanted.notified().await;
+        while !(1..size.saturating_sub(UNSENT)).contains(&self.sent.load(Ordering::Relaxed)) {
+            sleep(CLAIM_PAUSE).await;
+        }
+    }
 }
 
 impl Uploads {
@@ -89,10 +111,22 @@ impl Uploads {
         self.cache.as_ref().map(|cache| cache.pending()).unwrap_or_default()
     }
 
+    /// How many uploads there are that this process is to do, as far as it knows. Blocks on the disk, briefly.
+    pub fn count_unfinished(&self) -> usize {
+        let Some(Target { mode, remote }) = self.target.get() else { return 0 };
+        if *mode == Upload::Never || self.options.read_only {
+            return 0;
+        }
+        let is_tried = |name: &str| Key::new(name).is_ok_and(|key| self.jobs.table().contains_key(&key));
+        let is_due =
+            |entry: &&PendingUpload| entry.remote == **remote && (!entry.refused || is_tried(&entry.name));
+        self.pending().iter().filter(is_due).count()
+    }
+
     /// How many bytes of `key` have been sent, while it is being uploaded by this process.
     pub fn sent(&self, key: &Key) -> Option<u64> {
         let table = self.jobs.table();
-        table.get(key)?.sent.as_ref().map(|sent| sent.load(Ordering::Relaxed))
+        table.get(key)?.running.as_ref().map(|running| running.sent.load(Ordering::Relaxed))
     }
 
     /// Waits until nothing is pending that can be uploaded now, at most for `limit`.
@@ -116,16 +150,24 @@ impl Uploads {
 
     /// Has the worker upload `key`, which has just been written.
     pub(super) fn enqueue(self: &Arc<Uploads>, key: &Key) {
-        self.jobs.add(key, Job { due: Instant::now() + SETTLE, failures: 0, sent: None });
+        self.jobs.add(key, Job { due: Instant::now() + SETTLE, failures: 0, running: None });
         self.resume();
     }
 
-    /// Notes that an upload of `key` begins outside of the worker; what counts the bytes sent.
-    pub(super) fn begin(&self, key: &Key) -> Arc<AtomicU64> {
-        let sent = Arc::<AtomicU64>::default();
-        let job = Job { due: Instant::now(), failures: 0, sent: Some(sent.clone()) };
+    /// Notes that an upload of `key` begins outside of the worker, which somebody waits for: nobody else stops it.
+    pub(super) fn begin(&self, key: &Key) -> Running {
+        let running = Running::default();
+        let shown = Running { sent: running.sent.clone(), ..Running::default() };
+        let job = Job { due: Instant::now(), failures: 0, running: Some(shown) };
         self.jobs.table().insert(key.clone(), job);
-        sent
+        running
+    }
+
+    /// Has the worker break off an upload of `key`, if the remote can't have it yet.
+    pub(super) fn stop(&self, key: &Key) {
+        if let Some(running) = self.jobs.table().get(key).and_then(|job| job.running.as_ref()) {
+            running.unwanted.notify_one();
+        }
     }
 
     /// Notes how an upload of `key` ended, and says it. If it may go through later, the worker tries it again.
@@ -196,20 +238,20 @@ impl Uploads {
                 && (refused_too || !entry.refused)
             {
                 // Failed before, most likely: said then.
-                self.jobs.add(&key, Job { due: Instant::now(), failures: 1, sent: None });
+                self.jobs.add(&key, Job { due: Instant::now(), failures: 1, running: None });
             }
         }
     }
 
     fn begin_due(self: &Arc<Uploads>, slots: &Arc<Semaphore>) {
         while let Ok(slot) = slots.clone().try_acquire_owned() {
-            let Some((key, sent)) = self.jobs.begin_one() else { return };
-            self.runtime.spawn(self.clone().attempt(key, sent, slot));
+            let Some((key, running)) = self.jobs.begin_one() else { return };
+            self.runtime.spawn(self.clone().attempt(key, running, slot));
         }
     }
 
-    async fn attempt(self: Arc<Uploads>, key: Key, sent: Arc<AtomicU64>, slot: OwnedSemaphorePermit) {
-        match self.send_pending(&key, sent).await {
+    async fn attempt(self: Arc<Uploads>, key: Key, running: Running, slot: OwnedSemaphorePermit) {
+        match self.send_pending(&key, running).await {
             Ok(None) => self.jobs.remove(&key),
             Ok(Some(sent)) => self.end(&key, &Ok(sent)),
             Err(error) => {
@@ -224,7 +266,7 @@ impl Uploads {
     }
 
     /// Uploads `key` if it is still pending and nobody else is at it.
-    async fn send_pending(&self, key: &Key, sent: Arc<AtomicU64>) -> Result<Option<Sent>> {
+    async fn send_pending(&self, key: &Key, running: Running) -> Result<Option<Sent>> {
         let Some(cache) = self.cache.clone() else { return Ok(None) };
         let own_key = key.clone();
         let claimed = blocking(move || {
@@ -233,7 +275,7 @@ impl Uploads {
         });
         let claimed = claimed.await?.map_err(|e| Error::local(format!("{key}: can't be claimed"), &e))?;
         match claimed {
-            Some((claim, entry)) => self.send(claim, entry, sent).await.map(Some),
+            Some((claim, entry)) => self.send(claim, entry, running).await.map(Some),
             None => Ok(None),
         }
     }
@@ -261,11 +303,11 @@ impl Jobs {
     /// Notes that a job failed that will be tried again; how often it has.
     fn failed(&self, key: &Key) -> u32 {
         let mut table = self.table();
-        let fresh = Job { due: Instant::now(), failures: 0, sent: None };
+        let fresh = Job { due: Instant::now(), failures: 0, running: None };
         let job = table.entry(key.clone()).or_insert(fresh);
         job.failures += 1;
         job.due = Instant::now() + pause(job.failures);
-        job.sent = None;
+        job.running = None;
         self.wake.notify_one();
         self.ended.notify_waiters();
         job.failures
@@ -273,16 +315,16 @@ impl Jobs {
 
     /// When the next job is due that doesn't run.
     fn next_due(&self) -> Option<Instant> {
-        self.table().values().filter(|job| job.sent.is_none()).map(|job| job.due).min()
+        self.table().values().filter(|job| job.running.is_none()).map(|job| job.due).min()
     }
 
     /// Begins with the job that has been due longest, if one is.
-    fn begin_one(&self) -> Option<(Key, Arc<AtomicU64>)> {
+    fn begin_one(&self) -> Option<(Key, Running)> {
         let (mut table, now) = (self.table(), Instant::now());
-        let waiting = table.iter_mut().filter(|(_, job)| job.sent.is_none() && job.due <= now);
+        let waiting = table.iter_mut().filter(|(_, job)| job.running.is_none() && job.due <= now);
         let (key, job) = waiting.min_by_key(|(_, job)| job.due)?;
-        let sent = job.sent.insert(Arc::default()).clone();
-        Some((key.clone(), sent))
+        let running = job.running.insert(Running::default()).clone();
+        Some((key.clone(), running))
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Job>> {

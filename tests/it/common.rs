@@ -335,7 +335,8 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let _ = Command::new(BINARY).arg("unmount").arg(&self.path).output();
+        // It may wait longer for uploads than we do.
+        let unmounting = Command::new(BINARY).arg("unmount").arg(&self.path).stderr(Stdio::null()).spawn();
         if std::thread::panicking() {
             eprintln!("the daemon said:\n{}", self.said());
         }
@@ -345,6 +346,7 @@ impl Drop for Mount {
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let _ = unmounting.and_then(|mut child| child.wait());
     }
 }
 

@@ -282,8 +282,9 @@ fn the_right_to_get_objects_is_enough() {
         fs::write(place.cache().join("adopted.tar.gz"), "adopted").unwrap();
         assert_eq!(mount.list("").unwrap(), ["adopted.tar.gz", NAME]);
         assert_eq!(errno(mount.list("not-local")), libc::ENOENT);
-        let said = mount.said();
-        assert_eq!(count(&said, "directories show what is local"), 1, "signed: {signed}\n{said}");
+        let said = || count(&mount.said(), "directories show what is local");
+        wait_for("a word of the log", || said() > 0);
+        assert_eq!(said(), 1, "signed: {signed}\n{}", mount.said());
         assert!(server.log().iter().all(|request| request.signed == signed));
     }
 }

@@ -113,11 +113,16 @@ fn server() -> S3Server {
 
 /// The server as a remote that is asked once only.
 fn s3(server: &S3Server) -> Arc<dyn ObjectStore> {
+    s3_asked(server, 1)
+}
+
+/// The server as a remote that is asked so often.
+fn s3_asked(server: &S3Server, attempts: u32) -> Arc<dyn ObjectStore> {
     let remote = Remote::S3 { bucket: "aztec-ci-artifacts".to_owned(), prefix: "build-cache/".to_owned() };
     let options = S3Options {
         endpoint_url: Some(server.url()),
         no_sign_request: true,
-        patience: Patience { attempts: 1, ..Patience::default() },
+        patience: Patience { attempts, ..Patience::default() },
         ..S3Options::default()
     };
     store::open(&[remote], &options).unwrap()

@@ -6,6 +6,7 @@ mod fsx;
 mod modes;
 mod programs;
 mod rules;
+mod unmounting;
 
 use std::process::{Command, Output};
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use aztec_cache::checksum::{Algorithm, Checksum};
 use aztec_cache::config::{Remote, S3Options};
 use aztec_cache::object::Key;
-use aztec_cache::store::{self, Existing, Payload, Put};
+use aztec_cache::store::{self, Existing, Multipart, Payload, Put};
 use aztec_cache_test_support::artifacts::random_bytes;
 use serde_json::{Value, json};
 
@@ -153,7 +153,13 @@ pub fn perform(url: &str, local: &Path) -> Result<Value> {
     let file = fs::File::open(local).map_err(|error| say(&error))?;
     let size = file.metadata().map_err(|error| say(&error))?.len();
     let checksum = Checksum::of(Algorithm::Crc64Nvme, &file).map_err(|error| say(&error))?;
-    let payload = Payload { file: Arc::new(file), size, checksum, sent: Arc::default() };
+    let payload = Payload {
+        file: Arc::new(file),
+        size,
+        checksum,
+        sent: Arc::default(),
+        multipart: Multipart::default(),
+    };
     let options = S3Options { endpoint_url: Some(url.to_owned()), ..S3Options::default() };
     let remote = Remote::parse("", &format!("s3://{BUCKET}/{PREFIX}")).map_err(|error| say(&error))?;
     let store = store::open(&[remote], &options).map_err(|error| say(&error))?;

@@ -27,12 +27,17 @@ const CHUNK: u64 = 1 << 20;
 pub struct FileStore {
     dir: PathBuf,
     url: Arc<str>,
+    swept: Arc<put::Swept>,
 }
 
 impl FileStore {
     /// The store of the files below `dir`.
     pub fn new(dir: &Path) -> FileStore {
-        FileStore { dir: dir.to_owned(), url: format!("file://{}", dir.display()).into() }
+        FileStore {
+            dir: dir.to_owned(),
+            url: format!("file://{}", dir.display()).into(),
+            swept: Arc::default(),
+        }
     }
 
     fn path(&self, key: &Key) -> PathBuf {

@@ -1,11 +1,14 @@
 //! Files put into the directory: written beside their name, synced, and given it in one step.
 
+use std::collections::HashSet;
 use std::fs::{self, File, Permissions};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use tempfile::{Builder, NamedTempFile};
 
@@ -21,6 +24,12 @@ pub const TEMPORARY: &str = ".aztec-cache-put-";
 
 /// Bytes copied at a time.
 const CHUNK: u64 = 1 << 20;
+/// A file under way that nobody has locked, and that is as old as this, was left by a writer that died. Locks alone don't tell: not
+/// every share has those of other machines.
+const LEFT: Duration = Duration::from_secs(24 * 3600);
+
+/// The directories that have been looked through for what dead writers left. Guards only the set.
+pub type Swept = Mutex<HashSet<PathBuf>>;
 
 /// [`crate::store::ObjectStore::put`]. Dropped, it ends before the file has its name, or after.
 pub async fn put(store: &FileStore, key: &Key, payload: &Payload, existing: Existing) -> Result<Put> {
@@ -30,6 +39,7 @@ pub async fn put(store: &FileStore, key: &Key, payload: &Payload, existing: Exis
         path: store.path(key),
         payload: payload.clone(),
         existing,
+        swept: store.swept.clone(),
         waiting: Arc::downgrade(&waiting),
     };
     let (key, source) = (key.clone(), store.url.clone());
@@ -63,6 +73,7 @@ struct Task {
     path: PathBuf,
     payload: Payload,
     existing: Existing,
+    swept: Arc<Swept>,
     /// Gone when nobody waits for it any more.
     waiting: Weak<()>,
 }
@@ -91,10 +102,14 @@ impl Task {
     fn copy(&self) -> Result<NamedTempFile> {
         let dir = self.path.parent().unwrap_or(&self.root);
         self.make_dirs(dir).map_err(|e| write_error(&self.path, &e))?;
+        self.sweep(dir);
         // Whoever may read others may read this; NamedTempFile's own default is the owner alone.
         let permissions = Permissions::from_mode(0o666);
         let file = Builder::new().prefix(TEMPORARY).permissions(permissions).tempfile_in(dir);
         let mut file = file.map_err(|e| write_error(&self.path, &e))?;
+        if let Err(e) = file.as_file().try_lock() {
+            log::debug!("{}: can't be locked: {e}", file.path().display());
+        }
         let crc = self.copy_to(file.as_file_mut())?;
         self.payload.check(&Checksum::crc64nvme(crc), &self.path.display().to_string())?;
         file.as_file().sync_all().map_err(|e| write_error(&self.path, &e))?;
@@ -120,6 +135,19 @@ impl Task {
         Ok(crc)
     }
 
+    /// Removes what dead writers left in `dir`, once.
+    fn sweep(&self, dir: &Path) {
+        if !self.swept.lock().unwrap_or_else(|e| e.into_inner()).insert(dir.to_owned()) {
+            return;
+        }
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().as_bytes().starts_with(TEMPORARY.as_bytes())) {
+            if is_left(&entry.path()).unwrap_or(false) && fs::remove_file(entry.path()).is_ok() {
+                log::info!("{}: left by a writer that died, removed", entry.path().display());
+            }
+        }
+    }
+
     /// Makes `dir` below the root, which is never made: it may be a share that isn't mounted yet.
     fn make_dirs(&self, dir: &Path) -> io::Result<()> {
         if dir == self.root || dir.is_dir() {
@@ -131,6 +159,13 @@ impl Task {
             made => made,
         }
     }
+}
+
+/// Whether nobody writes the file at `path` any more.
+fn is_left(path: &Path) -> io::Result<bool> {
+    let meta = fs::symlink_metadata(path)?;
+    let is_old = meta.modified()?.elapsed().is_ok_and(|age| age > LEFT);
+    Ok(meta.is_file() && is_old && File::open(path)?.try_lock().is_ok())
 }
 
 /// What a failure to write at `path` means.

@@ -58,9 +58,9 @@ impl Failure {
         Failure { error: Error::new(kind, one_line(&format!("{what}: {text}"))), code, status, spent: false }
     }
 
-    /// Whether another attempt may do better: the trouble may pass, or another write was under way at the same moment.
+    /// Whether another attempt may do better.
     pub fn may_pass(&self) -> bool {
-        !self.spent && (self.error.is_transient() || self.status == Some(409) || self.is_no_upload())
+        !self.spent && (self.error.is_transient() || self.is_no_upload())
     }
 
     /// The same, as the last of all attempts.
@@ -172,7 +172,10 @@ fn write_answered(status: u16, code: Option<&str>, message: Option<&str>) -> (Ki
             (Kind::Damaged, format!("{said}: not what was sent has arrived; try again"))
         }
         ("EntityTooLarge", _) | (_, 413) => (Kind::Refused, format!("{said}: too large for this remote")),
-        (_, 409) => (Kind::Refused, format!("{said}: another write is under way; try again later")),
+        // It passes, once that write is over; whatever else is a conflict doesn't.
+        ("ConditionalRequestConflict" | "OperationAborted", 409) => {
+            (Kind::Remote, format!("{said}: another write of it is under way; try again later"))
+        }
         (_, 405 | 501) => {
             (Kind::Refused, format!("{said}: the remote doesn't take uploads; check --endpoint-url"))
         }

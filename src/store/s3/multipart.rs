@@ -13,9 +13,11 @@ use tokio::time::timeout;
 use crate::checksum::{Algorithm, Checksum, combine_crc64nvme};
 use crate::config::Patience;
 use crate::error::{Error, Kind};
-use crate::object::ObjectVersion;
+use crate::object::{Key, ObjectVersion};
 use crate::store::attempts::Attempts;
 use crate::store::payload::Transfer;
+use crate::store::s3::S3Store;
+use crate::store::s3::client::S3Client;
 use crate::store::s3::failure::Failure;
 use crate::store::s3::put::Upload;
 use crate::store::{Existing, Payload};
@@ -67,11 +69,15 @@ pub(super) async fn send(upload: &mut Upload<'_>) -> Result<ObjectVersion, Failu
             upload.verify(etag.as_deref(), crc.as_deref()).await
         }
         Err(failure) => {
-            // Where nothing is heard it goes on by itself.
-            let _ = timeout(upload.store.options.patience.first_byte, pending.abort()).await;
+            pending.abort().await;
             Err(failure)
         }
     }
+}
+
+/// Aborts the upload `id` of `key`, if the server still has it.
+pub(super) async fn abort(store: &S3Store, client: &S3Client, key: &Key, what: &str, id: &str) {
+    Pending::new(store, client, key, what, id).abort().await;
 }
 
 async fn create(upload: &Upload<'_>) -> Result<Pending, Failure> {
@@ -88,17 +94,12 @@ async fn create(upload: &Upload<'_>) -> Result<Pending, Failure> {
         request.send().await.map_err(|e| Failure::of_write(&e, what))
     })
     .await?;
-    let id = created.upload_id().ok_or_else(|| super::not_s3(what, "no upload's id"))?.to_owned();
-    Ok(Pending {
-        client: upload.client.once.clone(),
-        bucket: store.bucket.clone(),
-        key,
-        id,
-        what: what.clone(),
-        patience: store.options.patience,
-        runtime: Handle::current(),
-        is_open: true,
-    })
+    let id = created.upload_id().ok_or_else(|| super::not_s3(what, "no upload's id"))?;
+    if let Some(begun) = &upload.payload.multipart.begun {
+        // Nobody may want to know any more.
+        let _ = begun.send(id.to_owned());
+    }
+    Ok(Pending::new(store, upload.client, upload.key, what, id))
 }
 
 /// Sends all parts; they come back in their order.
@@ -239,14 +240,27 @@ struct Pending {
 }
 
 impl Pending {
+    fn new(store: &S3Store, client: &S3Client, key: &Key, what: &str, id: &str) -> Pending {
+        Pending {
+            client: client.once.clone(),
+            bucket: store.bucket.clone(),
+            key: store.full_key(key),
+            id: id.to_owned(),
+            what: what.to_owned(),
+            patience: store.options.patience,
+            runtime: Handle::current(),
+            is_open: true,
+        }
+    }
+
     /// Leaves it to the server, which has made an object of it.
     fn forget(mut self) {
         self.is_open = false;
     }
 
-    /// Removes its parts from the server.
-    fn abort(mut self) -> JoinHandle<()> {
-        self.begin_abort()
+    /// Removes its parts from the server. Where nothing is heard that goes on by itself.
+    async fn abort(mut self) {
+        let _ = timeout(self.patience.first_byte, self.begin_abort()).await;
     }
 
     fn begin_abort(&mut self) -> JoinHandle<()> {

@@ -90,6 +90,9 @@ impl S3Store {
         let client = self.client().await;
         let dialect = self.dialect(client);
         let what = self.what(key);
+        if let Some(id) = &payload.multipart.left {
+            multipart::abort(self, client, key, &what, id).await;
+        }
         Upload { store: self, client, key, payload, existing, dialect, what, unheard: false }.run().await
     }
 

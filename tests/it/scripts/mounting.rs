@@ -144,6 +144,26 @@ fn mount_8_and_fstab_work() {
 }
 
 #[test]
+fn a_mount_is_read_only_where_the_settings_say_so_and_mount_8_isn_t_told_otherwise() {
+    needs_fuse!();
+    needs_root!("mount(8)");
+    let place = Place::reading(&[]);
+    fs::write(place.dir.path().join("config"), "read-only = true\n").unwrap();
+    for (option, shown) in
+        [("defaults", "ro,"), ("rw", "ro,"), ("read_write", "rw,"), ("ro,read_write", "rw,")]
+    {
+        let options = format!("{option},config=$PWD/config,cache_dir={}", place.cache().display());
+        let script = format!(
+            "mount -t aztec-cache file:///usr/ mnt -o {options}\n\
+             awk '$5 ~ /mnt$/ {{ print $6 }}' /proc/self/mountinfo\numount mnt"
+        );
+        let (code, said) = with_helper(&place, &script);
+        assert_eq!(code, Some(0), "{option}: {said}");
+        assert!(said.lines().any(|line| line.starts_with(shown)), "{option}: {said}");
+    }
+}
+
+#[test]
 fn the_helper_s_exit_codes_are_mount_s() {
     needs_fuse!();
     needs_root!("mount(8)");

@@ -10,7 +10,7 @@ use aztec_cache::upload::Published;
 use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::s3::{Fault, Op, S3Server};
 
-use super::{BACKGROUND, Engine, NEVER, THROUGH, key, s3, server};
+use super::{BACKGROUND, Engine, NEVER, THROUGH, key, s3, s3_asked, server};
 use crate::common::{PATIENCE, Place, assert_same, key as remote_key, names_in, needs_fuse, wait_for, xattr};
 
 const NAME: &str = "noir-b786c534d2b9261d.bin";
@@ -106,6 +106,30 @@ async fn in_the_background_it_is_here_at_once_and_there_soon() {
     let error = engine.uploads.rename(&key(NAME), &key("other.bin")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::NotPermitted, "the remote has it");
     assert_eq!(engine.uploads.remove(&key(NAME)).await.unwrap_err().kind(), Kind::NotPermitted);
+}
+
+/// In the middle, that is, once some bytes have been sent: whoever waited for the end would find that the remote has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_under_way_is_broken_off_for_who_renames_or_removes_its_file() {
+    let server = server();
+    let engine = Engine::over(s3_asked(&server, 1000), BACKGROUND, None);
+    let body = random_bytes(8, 40 << 20);
+    for renames in [true, false] {
+        server.set_faults([Fault::status(503, "SlowDown").on(Op::Part).skip(3)]);
+        engine.publish(NAME, &body).await.unwrap();
+        wait_for("parts to be refused", || server.counts().puts_of(&remote_key(NAME)) > 8);
+        if renames {
+            engine.uploads.rename(&key(NAME), &key("other.bin")).await.unwrap();
+        } else {
+            engine.uploads.remove(&key(NAME)).await.unwrap();
+        }
+        wait_for("its parts to be removed", || server.open_uploads() == 0);
+        server.set_faults([]);
+        engine.uploads.drain(PATIENCE).await;
+        assert_eq!((engine.uploads.pending(), server.keys()), (vec![], vec![remote_key("other.bin")]));
+        server.reset_counts();
+    }
+    assert_same("there", &server.object(&remote_key("other.bin")).unwrap(), &body);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,11 +249,18 @@ fn put(place: &Place, name: &str, body: &[u8]) -> Command {
 fn a_process_that_is_killed_in_mid_upload_leaves_it_to_the_next_which_does_it_once() {
     let server = S3Server::start();
     let place = Place::of(&server);
+    let journal = place.cache().join(".aztec-cache/journal");
     for (size, op) in [(700_001, Op::Put), (40 << 20, Op::Part)] {
         let (name, body) = (format!("size-{size}.bin"), random_bytes(6, size));
         let gate = server.hold(op, Some(&remote_key(&name)));
         let mut killed = put(&place, &name, &body).spawn().unwrap();
-        wait_for("the upload to begin", || gate.waiting() > 0);
+        let in_parts = op == Op::Part;
+        let is_noted = || {
+            names_in(&journal).iter().any(|name| {
+                fs::read_to_string(journal.join(name)).is_ok_and(|entry| entry.contains("upload_id"))
+            })
+        };
+        wait_for("the upload to begin", || gate.waiting() > 0 && (!in_parts || is_noted()));
         killed.kill().unwrap();
         killed.wait().unwrap();
         // What it had sent goes with its connections.
@@ -242,10 +273,11 @@ fn a_process_that_is_killed_in_mid_upload_leaves_it_to_the_next_which_does_it_on
         let next = put(&place, "other.bin", b"other").output().unwrap();
         assert!(next.status.success(), "{next:?}");
         assert_same("there", &server.object(&remote_key(&name)).unwrap(), &body);
+        assert_eq!(server.open_uploads(), 0, "what the killed one had sent");
         let parts = if size > 8 << 20 { 3..=8 } else { 1..=1 };
         let puts = server.counts().puts_of(&remote_key(&name));
         assert!(parts.contains(&puts), "{puts} requests for {size} bytes");
-        assert_eq!(names_in(&place.cache().join(".aztec-cache/journal")), Vec::<String>::new());
+        assert_eq!(names_in(&journal), Vec::<String>::new());
     }
 }
 

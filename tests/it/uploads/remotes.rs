@@ -18,7 +18,7 @@ use aztec_cache::checksum::{Checksum, extend_crc64nvme};
 use aztec_cache::config::{Credentials, Patience, Remote, S3Options};
 use aztec_cache::error::{Kind, Result};
 use aztec_cache::object::{Key, ObjectVersion};
-use aztec_cache::store::{self, Existing, ObjectStore, Payload, Put};
+use aztec_cache::store::{self, Existing, Multipart, ObjectStore, Payload, Put};
 use aztec_cache_test_support::s3::{Access, Options, S3Server};
 use tokio::runtime::Runtime;
 
@@ -113,7 +113,13 @@ fn payload(body: &[u8]) -> Payload {
     let mut file = tempfile::tempfile().expect("a temporary file");
     file.write_all(body).expect("room for it");
     let checksum = Checksum::crc64nvme(extend_crc64nvme(0, body));
-    Payload { file: Arc::new(file), size: body.len() as u64, checksum, sent: Arc::default() }
+    Payload {
+        file: Arc::new(file),
+        size: body.len() as u64,
+        checksum,
+        sent: Arc::default(),
+        multipart: Multipart::default(),
+    }
 }
 
 /// Connections let go of what is left of a failed attempt a moment later.

@@ -42,23 +42,6 @@ fn in_the_background_close_waits_for_the_disk_alone() {
 }
 
 #[test]
-fn unmounting_waits_for_what_is_being_uploaded() {
-    needs_fuse!();
-    let server = S3Server::start();
-    let gate = server.hold(Op::Put, None);
-    let place = place(&server, &["--upload=background"]);
-    let mount = place.mount();
-    fs::write(mount.file(NAME), b"on its way").unwrap();
-    assert!(gate.wait_until_waiting(1, PATIENCE));
-    let unmounting = std::thread::spawn(move || mount.unmount());
-    wait_for("the mount to be gone", || crate::common::mounted(&place.mountpoint()).is_none());
-    gate.release();
-    unmounting.join().unwrap();
-    assert_same("there", &server.object(&key(NAME)).expect("uploaded"), b"on its way");
-    assert_eq!(journal(&place), Vec::<String>::new());
-}
-
-#[test]
 fn what_can_t_be_uploaded_now_is_uploaded_later() {
     needs_fuse!();
     for mode in ["--upload=through", "--upload=background"] {

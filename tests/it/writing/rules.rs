@@ -4,10 +4,10 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use aztec_cache_test_support::s3::S3Server;
+use aztec_cache_test_support::s3::{Fault, Op, S3Server};
 
 use super::{assert_published, bash, said, succeeded};
-use crate::common::{Place, assert_same, errno, key, needs_fuse, wait_for};
+use crate::common::{PATIENCE, Place, assert_same, errno, key, needs_fuse, wait_for};
 
 const THERE: &str = "noir-b786c534d2b9261d.bin";
 
@@ -135,6 +135,63 @@ fn what_is_only_here_is_removed_and_renamed() {
     assert_eq!(errno(fs::metadata(mount.file("renamed.bin"))), libc::ENOENT);
     assert!(!place.cache().join("renamed.bin").exists());
     assert_eq!((server.counts().put, server.counts().delete), (0, 0));
+}
+
+#[test]
+fn what_was_just_written_is_renamed_until_the_remote_has_it() {
+    needs_fuse!();
+    let server = S3Server::start();
+    let mut place = Place::of(&server);
+    place.arg("--upload=background");
+    let mount = place.mount();
+    let rename = |from: &str, to: &str| fs::rename(mount.file(from), mount.file(to));
+    // Before its upload begins.
+    fs::write(mount.file("first.bin"), b"mine").unwrap();
+    rename("first.bin", "second.bin").unwrap();
+    assert_published(&server, &place, &mount, "second.bin", b"mine");
+    assert_eq!(server.counts().puts_of(&key("first.bin")), 0);
+    // While it is being uploaded: it depends on how that ends.
+    for (n, fault, moves) in [(1, None, false), (2, Some(Fault::status(403, "AccessDenied")), true)] {
+        let (old, new) = (format!("sent-{n}.bin"), format!("moved-{n}.bin"));
+        server.set_faults(fault.map(|fault| fault.on(Op::Put).key(&key(&old))));
+        let gate = server.hold(Op::Put, Some(&key(&old)));
+        fs::write(mount.file(&old), b"mine").unwrap();
+        assert!(gate.wait_until_waiting(1, PATIENCE));
+        let renamed = std::thread::scope(|scope| {
+            let renaming = scope.spawn(|| rename(&old, &new));
+            gate.release();
+            renaming.join().unwrap()
+        });
+        if moves {
+            renamed.unwrap();
+        } else {
+            assert_eq!(errno(renamed), libc::EPERM);
+            wait_for("a word of the log", || mount.said().contains("save it under the other name, too"));
+        }
+        assert_published(&server, &place, &mount, if moves { &new } else { &old }, b"mine");
+        assert_eq!(mount.file(&old).exists(), !moves);
+    }
+    // While it can't be uploaded.
+    server.stop();
+    fs::write(mount.file("later.bin"), b"mine").unwrap();
+    wait_for("a warning", || mount.said().contains("later.bin"));
+    rename("later.bin", "waiting.bin").unwrap();
+    server.restart();
+    wait_for("the upload", || server.object(&key("waiting.bin")).is_some());
+    assert_eq!(server.object(&key("later.bin")), None);
+}
+
+#[test]
+fn what_a_close_has_uploaded_is_not_renamed() {
+    needs_fuse!();
+    let server = S3Server::start();
+    let place = Place::of(&server);
+    let mount = place.mount();
+    fs::write(mount.file("first.bin"), b"mine").unwrap();
+    assert_eq!(errno(fs::rename(mount.file("first.bin"), mount.file("second.bin"))), libc::EPERM);
+    wait_for("a word of the log", || mount.said().contains("first.bin: a remote has it"));
+    assert_published(&server, &place, &mount, "first.bin", b"mine");
+    assert_eq!(server.object(&key("second.bin")), None);
 }
 
 #[test]

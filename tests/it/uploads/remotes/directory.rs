@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Barrier;
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use aztec_cache::checksum::Checksum;
 use aztec_cache::error::Kind;
@@ -124,4 +125,26 @@ fn files_that_are_being_written_are_not_listed() {
     let page = remotes.runtime.block_on(remotes.store.list("", None, 1000)).unwrap();
     let names: Vec<_> = page.objects.into_iter().map(|object| object.name).collect();
     assert_eq!(names, [NAME]);
+}
+
+#[test]
+fn what_a_dead_writer_left_goes_with_the_next_put_into_its_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let below = dir.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let file = |name: &str, age: Duration| {
+        let file = fs::File::create(below.join(name)).unwrap();
+        file.set_modified(SystemTime::now() - age).unwrap();
+        file
+    };
+    let (hour, week) = (Duration::from_secs(3600), Duration::from_secs(7 * 24 * 3600));
+    drop((file(".aztec-cache-put-dead", week), file(".aztec-cache-put-fresh", hour), file("old.zst", week)));
+    let slow = file(".aztec-cache-put-slow", week);
+    slow.lock().unwrap();
+    let remotes = Remotes::directory(dir.path());
+    remotes.store(NAME, b"elsewhere");
+    assert_eq!(names_in(&below).len(), 4);
+    remotes.store("below/new.zst", b"bytes");
+    let left = [".aztec-cache-put-fresh", ".aztec-cache-put-slow", "new.zst", "old.zst"];
+    assert_eq!(names_in(&below), left);
 }

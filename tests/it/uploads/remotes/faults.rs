@@ -116,6 +116,29 @@ fn after_a_lost_answer_our_own_object_is_told_from_another_s() {
     }
 }
 
+/// S3 tells who writes at the same moment as another to try again, also if that one gets there first.
+#[test]
+fn a_conflict_with_another_write_ends_with_what_that_one_stored() {
+    for (size, op) in [(1000, Op::Put), (LARGE, Op::Complete)] {
+        let server = open_server();
+        let (ours, theirs) = (random_bytes(1, size), random_bytes(2, size));
+        let remotes = Remotes::s3(&server.url());
+        server.set_faults([Fault::status(409, "ConditionalRequestConflict").on(op).times(1)]);
+        let gate = server.hold(op, Some(&key(NAME)));
+        let put = thread::scope(|scope| {
+            let put = scope.spawn(|| remotes.put(NAME, &payload(&ours), Existing::Keep).unwrap());
+            assert!(gate.wait_until_waiting(1, PATIENCE));
+            server.put(&key(NAME), theirs.clone());
+            gate.release();
+            put.join().unwrap()
+        });
+        assert_eq!(put, Put::Kept, "{op:?}");
+        assert_holds(&server, NAME, &theirs);
+        let sent = server.counts().puts_of(&key(NAME));
+        assert_eq!(sent, if size == LARGE { 3 } else { 1 }, "{op:?}: nothing was sent again");
+    }
+}
+
 #[test]
 fn refusals_are_final_name_the_remedy_and_leave_nothing() {
     let refusals = [
@@ -126,6 +149,7 @@ fn refusals_are_final_name_the_remedy_and_leave_nothing() {
         (400, "EntityTooLarge", Kind::Refused, "too large"),
         (404, "NoSuchBucket", Kind::Refused, "--remote"),
         (405, "MethodNotAllowed", Kind::Refused, "--endpoint-url"),
+        (409, "InvalidBucketState", Kind::Refused, "--remote"),
     ];
     let small = random_bytes(1, 1000);
     let large = random_bytes(1, LARGE);
@@ -152,7 +176,7 @@ fn what_does_not_pass_fails_after_all_attempts_and_leaves_nothing() {
     let lasting = [
         (Fault::status(500, "InternalError"), Kind::Remote),
         (Fault::status(503, "SlowDown"), Kind::Remote),
-        (Fault::status(409, "ConditionalRequestConflict"), Kind::Refused),
+        (Fault::status(409, "ConditionalRequestConflict"), Kind::Remote),
         (Fault::cut_upload(0), Kind::Unreachable),
     ];
     for (fault, kind) in lasting {

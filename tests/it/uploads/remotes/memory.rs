@@ -7,7 +7,7 @@ use std::sync::Arc;
 use aztec_cache::checksum::{Checksum, extend_crc64nvme};
 use aztec_cache::config::S3Options;
 use aztec_cache::error::Kind;
-use aztec_cache::store::{Existing, Payload, Put};
+use aztec_cache::store::{Existing, Multipart, Payload, Put};
 use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::client::object_path;
 use aztec_cache_test_support::seaweed::{ACCESS_KEY, BUCKET as SEAWEED_BUCKET, SECRET_KEY, Seaweed};
@@ -83,7 +83,13 @@ fn zeros(size: u64) -> Payload {
     file.set_len(size).unwrap();
     let block = vec![0; MIB];
     let crc = (0..size / MIB as u64).fold(0, |crc, _| extend_crc64nvme(crc, &block));
-    Payload { file: Arc::new(file), size, checksum: Checksum::crc64nvme(crc), sent: Arc::default() }
+    Payload {
+        file: Arc::new(file),
+        size,
+        checksum: Checksum::crc64nvme(crc),
+        sent: Arc::default(),
+        multipart: Multipart::default(),
+    }
 }
 
 /// The most memory that this process had, in bytes.
