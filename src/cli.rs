@@ -208,7 +208,7 @@ pub struct GetArgs {
 /// `aztec-cache extract`
 #[derive(Args, Debug)]
 pub struct ExtractArgs {
-    /// The artifact: a tar archive, in gzip, in zstd or plain, whatever its name
+    /// The artifact: a tar archive, in gzip, in zstd or plain, whatever its name; `-` is one on stdin, from anywhere
     pub name: String,
 
     /// The directory to unpack into, made when missing; files that are there are replaced

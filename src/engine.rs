@@ -88,14 +88,12 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Wires up what `config` says. `mountpoint` is where a mount may lie, which nothing in the cache is taken for. Asks
-    /// nothing yet.
+    /// Wires up what `config` says, with `cache` for the local cache. Asks nothing yet.
     ///
     /// # Errors
     /// A certificate file that can't be read.
-    pub fn new(config: &EngineConfig, mountpoint: Option<&Path>) -> Result<Engine> {
+    pub fn new(config: &EngineConfig, cache: Option<Arc<CacheDir>>) -> Result<Engine> {
         let store = store::open(&config.remotes, &config.s3)?;
-        let cache = open_cache(config.cache_dir.as_deref(), config.space, mountpoint).map(Arc::new);
         let runtime = runtime()?;
         let coherence = Coherence::new(cache.clone(), config.revalidate);
         let handle = runtime.handle();

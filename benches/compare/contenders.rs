@@ -21,6 +21,8 @@ pub const OURS_USER: &str = "ours-user";
 pub const SCRIPTS_MOUNT: &str = "scripts+mount";
 /// Our `cache_download` without a mount.
 pub const SCRIPTS: &str = "scripts";
+/// Our `aztec-cache extract`, without a mount.
+pub const EXTRACT: &str = "extract";
 /// A plain copy on the same disk.
 pub const LOCAL: &str = "local file";
 /// The very file in our cache directory, read without the mount.
@@ -159,6 +161,15 @@ impl FileSystem {
         command.env("AZTEC_CACHE_MOUNTPOINT", &setup.mountpoint);
         command.env("AZTEC_CACHE_REMOTE", format!("s3://{BUCKET}/{}", setup.prefix));
         command.env("S3_BUILD_CACHE_AWS_PARAMS", format!("--endpoint-url {}", setup.endpoint));
+        command
+    }
+
+    /// Our command that fetches and unpacks an artifact.
+    pub fn extract(&self, setup: &Setup, name: &str, into: &Path) -> Command {
+        let mut command = self.command(setup);
+        command.args(["extract", "--endpoint-url", &setup.endpoint]);
+        command.arg("--remote").arg(format!("s3://{BUCKET}/{}", setup.prefix));
+        command.arg("--cache-dir").arg(&setup.cache).arg(name).arg(into);
         command
     }
 

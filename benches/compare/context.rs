@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::time::SystemTime;
 
 use crate::args::{Args, Link, Server};
-use crate::contenders::{FileSystem, SCRIPTS, SCRIPTS_MOUNT};
+use crate::contenders::{EXTRACT, FileSystem, SCRIPTS, SCRIPTS_MOUNT};
 use crate::results::Results;
 use crate::scale::Scale;
 use crate::shell::Shell;
@@ -26,6 +26,8 @@ pub struct Context {
     pub own: FileSystem,
     /// The ways in which our scripts are compared.
     pub scripts: Vec<&'static str>,
+    /// Whether our command that unpacks is compared.
+    pub extracts: bool,
     /// The commands compared.
     pub shells: Vec<Shell>,
     /// What was measured so far.
@@ -79,6 +81,7 @@ impl Context {
             file_systems,
             own,
             scripts,
+            extracts: chosen(EXTRACT),
             shells,
             results: Results::default(),
             notes: Vec::new(),

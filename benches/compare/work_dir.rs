@@ -74,6 +74,25 @@ pub fn drop_caches() -> bool {
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
+/// Takes what is in the files below `dir`, but leaves them to the end of the benchmark: where files were deleted within the last
+/// minutes, ext4 looks at each of their inodes whenever it makes a file (`recently_deleted`), which would be the next one's time.
+pub fn empty(dir: TempDir) -> Result<()> {
+    empty_below(&dir.keep())
+}
+
+fn empty_below(dir: &Path) -> Result<()> {
+    let error = |error: std::io::Error| format!("{}: {error}", dir.display());
+    for entry in fs::read_dir(dir).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.is_dir() {
+            empty_below(&path)?;
+        } else {
+            fs::File::create(&path).map_err(error)?;
+        }
+    }
+    Ok(())
+}
+
 /// How many files lie below a directory.
 pub fn count_files(dir: &Path) -> Result<usize> {
     let error = |error: std::io::Error| format!("{}: {error}", dir.display());

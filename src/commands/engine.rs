@@ -1,5 +1,6 @@
 //! The start that commands without a mount have in common.
 
+use std::fs::File;
 use std::mem::replace;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use bytes::Bytes;
 
 use crate::cache::CacheDir;
 use crate::cli::{EngineArgs, LocalArgs};
+use crate::coherence::{Coherence, Local};
 use crate::config::{self, EngineConfig, LocalConfig};
 use crate::engine::{Engine, open_cache};
 use crate::error::{Error, Kind, Result};
@@ -17,26 +19,65 @@ use crate::object::Key;
 /// Names that are asked about, or fetched, at a time.
 pub const AT_ONCE: usize = 16;
 
+/// What a command has before it has to do with a remote.
+pub struct Start {
+    config: EngineConfig,
+    /// The local cache, if there is one.
+    pub cache: Option<Arc<CacheDir>>,
+}
+
+impl Start {
+    /// Reads the settings, begins to log and opens the local cache.
+    ///
+    /// # Errors
+    /// Wrong settings.
+    pub fn new(args: &EngineArgs) -> Result<Start> {
+        Start::with(EngineConfig::new(args, &|name| std::env::var_os(name))?)
+    }
+
+    fn with(config: EngineConfig) -> Result<Start> {
+        logging::start(&config.log, true)?;
+        for warning in &config.warnings {
+            log::warn!("{warning}");
+        }
+        // Without a home no mount is where one is by default. Nothing in the cache is taken for it.
+        let mountpoint = config::mountpoint(None, &|name| std::env::var_os(name)).ok();
+        let cache = open_cache(config.cache_dir.as_deref(), config.space, mountpoint.as_deref());
+        Ok(Start { config, cache: cache.map(Arc::new) })
+    }
+
+    /// The local file of `key`, if it is complete and served unasked.
+    pub fn local_file(&self, key: &Key) -> Option<File> {
+        let cache = self.cache.as_ref()?;
+        match Coherence::new(self.cache.clone(), self.config.revalidate).local(key) {
+            Local::Serve(found) => cache.reopen(key, found.id),
+            Local::Ask(_) | Local::Verify(_) | Local::Nothing => None,
+        }
+    }
+
+    /// Wires up the rest. Asks nothing yet.
+    ///
+    /// # Errors
+    /// A certificate file that can't be read.
+    pub fn engine(self) -> Result<Engine> {
+        Engine::new(&self.config, self.cache)
+    }
+}
+
 /// Reads the settings, begins to log and wires up the rest. Asks nothing yet.
 ///
 /// # Errors
 /// Wrong settings.
 pub fn start(args: &EngineArgs) -> Result<Engine> {
-    start_with(&EngineConfig::new(args, &|name| std::env::var_os(name))?)
+    Start::new(args)?.engine()
 }
 
 /// The same with settings that have been read.
 ///
 /// # Errors
 /// A certificate file that can't be read.
-pub fn start_with(config: &EngineConfig) -> Result<Engine> {
-    logging::start(&config.log, true)?;
-    for warning in &config.warnings {
-        log::warn!("{warning}");
-    }
-    // Without a home no mount is where one is by default.
-    let mountpoint = config::mountpoint(None, &|name| std::env::var_os(name)).ok();
-    Engine::new(config, mountpoint.as_deref())
+pub fn start_with(config: EngineConfig) -> Result<Engine> {
+    Start::with(config)?.engine()
 }
 
 /// The local cache, for a command that has nothing to do without one.

@@ -42,7 +42,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
         Command::Get(args) => or_quiet_miss(get::run(&args), &args.engine.log),
         Command::Put(args) => put::run(&args),
-        Command::Extract(args) => extract::run(&args).map(|()| 0),
+        Command::Extract(args) => or_quiet_miss(extract::run(&args), &args.engine.log),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
         Command::Prefetch(args) => prefetch::run(&args),

@@ -50,7 +50,7 @@ pub fn run(args: &PutArgs) -> Result<u8> {
         return Err(Error::usage("put: nothing may be written; unset AZTEC_CACHE_READ_ONLY"));
     }
     let mut input = open(&args.file)?;
-    let engine = start_with(&config.engine)?;
+    let engine = start_with(config.engine)?;
     let unasked = config.write.upload.is_none();
     let uploads = engine.uploads(config.write)?;
     let mode = engine.wait(async { Ok(uploads.mode().await) })?;

@@ -215,6 +215,16 @@ impl LocalConfig {
     }
 }
 
+impl LogOptions {
+    /// Puts together what `args`, the environment and the configuration file say.
+    ///
+    /// # Errors
+    /// Anything malformed, with exit code 2, naming the setting and the remedy.
+    pub fn new(args: &EngineArgs, env: Env) -> Result<LogOptions> {
+        log_options(&args.log, env, &config_file(args.config.as_ref(), env)?)
+    }
+}
+
 fn cache_dir(arg: Option<&Path>, env: Env, file: &ConfigFile) -> Option<PathBuf> {
     let dir = arg.map(Path::to_owned).or_else(|| env("CACHE_LOCAL_DIR").map(PathBuf::from));
     dir.or(file.cache_dir.clone()).filter(|dir| !dir.as_os_str().is_empty()).map(absolute)

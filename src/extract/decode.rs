@@ -1,7 +1,9 @@
 //! The decoder's thread: the archive's bytes in, chunks of the tar stream out.
 
-use std::io::{self, BufRead, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::mem::take;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 
 use bytes::{Buf, Bytes};
@@ -18,11 +20,19 @@ const CHUNKS: usize = 32;
 /// Bytes of the archive, or why there are no more.
 pub type Piece = Result<Bytes>;
 
-/// Decodes `pieces`. Ends when nobody takes chunks any more, too.
-pub fn run(pieces: Receiver<Piece>, chunks: &SyncSender<super::Result<Bytes>>) {
-    let mut input = Input { pieces, current: Bytes::new(), failure: None };
+/// Bytes of a file that are read at a time.
+const READ: usize = 256 << 10;
+
+/// The archive's bytes.
+pub trait Input: BufRead {
+    /// Why there are no more of them: no fault of the archive's.
+    fn failure(&mut self) -> Option<Error>;
+}
+
+/// Decodes `input`. Ends when nobody takes chunks any more, too.
+pub fn run(mut input: impl Input, chunks: &SyncSender<super::Result<Bytes>>) {
     let decoded = decode(&mut input, chunks);
-    let failure = match (input.failure, decoded) {
+    let failure = match (input.failure(), decoded) {
         (Some(error), _) => Failure::Other(error),
         (None, Err(e)) => Failure::Archive(format!("damaged or truncated ({e})")),
         (None, Ok(())) => return,
@@ -30,7 +40,7 @@ pub fn run(pieces: Receiver<Piece>, chunks: &SyncSender<super::Result<Bytes>>) {
     let _ = chunks.send(Err(failure));
 }
 
-fn decode(input: &mut Input, chunks: &SyncSender<super::Result<Bytes>>) -> io::Result<()> {
+fn decode(input: &mut impl Input, chunks: &SyncSender<super::Result<Bytes>>) -> io::Result<()> {
     let mut reader: Box<dyn Read + '_> = match Format::of_content(input.fill_buf()?) {
         Some(format) => decoder(format, input)?,
         None => Box::new(input),
@@ -60,22 +70,34 @@ fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(length)
 }
 
-/// The pieces as one stream.
-struct Input {
+/// Pieces as one stream.
+pub struct Pieces {
     pieces: Receiver<Piece>,
     current: Bytes,
-    /// Why there is nothing more to read: no fault of the archive's.
     failure: Option<Error>,
 }
 
-impl BufRead for Input {
+impl Pieces {
+    /// Those that come.
+    pub fn new(pieces: Receiver<Piece>) -> Pieces {
+        Pieces { pieces, current: Bytes::new(), failure: None }
+    }
+}
+
+impl Input for Pieces {
+    fn failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+}
+
+impl BufRead for Pieces {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
             match self.pieces.recv() {
                 Ok(Ok(piece)) => self.current = piece,
                 Ok(Err(error)) => {
                     self.failure = Some(error);
-                    return Err(io::Error::other("the archive can't be read"));
+                    return Err(unreadable());
                 }
                 Err(_) => break,
             }
@@ -88,12 +110,64 @@ impl BufRead for Input {
     }
 }
 
-impl Read for Input {
+impl Read for Pieces {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.fill_buf()?.read(buffer)?;
         self.consume(length);
         Ok(length)
     }
+}
+
+/// A file or pipe from where it stands.
+pub struct Opened<'a> {
+    reader: BufReader<&'a File>,
+    shown: &'a Path,
+    failure: Option<Error>,
+}
+
+impl<'a> Opened<'a> {
+    /// What can be read of `file`, called `shown`.
+    pub fn new(file: &'a File, shown: &'a Path) -> Opened<'a> {
+        Opened { reader: BufReader::with_capacity(READ, file), shown, failure: None }
+    }
+}
+
+impl Input for Opened<'_> {
+    fn failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+}
+
+impl BufRead for Opened<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.reader.buffer().is_empty() {
+            match self.reader.fill_buf() {
+                Ok(_) => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    self.failure = Some(Error::local(format!("can't read {}", self.shown.display()), &e));
+                    return Err(unreadable());
+                }
+            }
+        }
+        Ok(self.reader.buffer())
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.reader.consume(amount);
+    }
+}
+
+impl Read for Opened<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = self.fill_buf()?.read(buffer)?;
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+fn unreadable() -> io::Error {
+    io::Error::other("the archive can't be read")
 }
 
 /// Buffers that come back when nobody holds bytes of theirs any more, so that there are never more than [`CHUNKS`].

@@ -13,6 +13,7 @@ mod tree;
 mod unpack;
 mod writers;
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
@@ -53,14 +54,27 @@ pub type Sink<'a> = dyn FnMut(Bytes) -> bool + 'a;
 /// Those of `feed` and [`Failure`]'s. What was unpacked before stays, but no file that is incomplete.
 pub fn extract(dir: &Path, feed: impl FnOnce(&mut Sink) -> crate::error::Result<()>) -> Result<()> {
     let (pieces, encoded) = sync_channel(PIECES_AHEAD);
+    unpack(dir, decode::Pieces::new(encoded), || hand_over(feed, pieces))
+}
+
+/// The same for an archive that is in `file`, from where that stands; errors call it `shown`.
+///
+/// # Errors
+/// As for [`extract`].
+pub fn extract_file(dir: &Path, file: &File, shown: &Path) -> Result<()> {
+    unpack(dir, decode::Opened::new(file, shown), || {})
+}
+
+/// Unpacks what `input` has; meanwhile `feed` runs on this thread.
+fn unpack(dir: &Path, input: impl decode::Input + Send, feed: impl FnOnce()) -> Result<()> {
     let (chunks, decoded) = sync_channel(CHUNKS_AHEAD);
     let tree = tree::Tree::open(dir)?;
     thread::scope(|scope| {
         let decoder = thread::Builder::new().name("decode".into());
-        decoder.spawn_scoped(scope, move || decode::run(encoded, &chunks)).map_err(no_thread)?;
+        decoder.spawn_scoped(scope, move || decode::run(input, &chunks)).map_err(no_thread)?;
         let unpacker = thread::Builder::new().name("unpack".into());
         let unpacker = unpacker.spawn_scoped(scope, move || unpack::run(tree, decoded)).map_err(no_thread)?;
-        hand_over(feed, pieces);
+        feed();
         // It has seen the end of the stream, or the first failure on any thread.
         unpacker.join().unwrap_or_else(|_| Err(internal("the unpacking thread panicked").into()))
     })

@@ -185,7 +185,7 @@ fn all(
     let seconds = start.elapsed().as_secs_f64();
     let files: usize = artifacts.iter().map(|artifact| artifact.files).sum();
     match work_dir::count_files(out.path())? {
-        found if found == files => Ok(seconds),
+        found if found == files => work_dir::empty(out).map(|()| seconds),
         found => Err(format!("{found} files instead of {files} were unpacked")),
     }
 }

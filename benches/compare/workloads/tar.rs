@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::args::Link;
 use crate::artifacts::{Artifact, Kind};
-use crate::contenders::{FileSystem, LOCAL};
+use crate::contenders::{EXTRACT, FileSystem, LOCAL, Setup};
 use crate::context::Context;
 use crate::mounted::Mounted;
 use crate::process;
@@ -43,6 +43,9 @@ pub fn run(context: &mut Context) -> Result<()> {
                 for fs in Context::turn(&context.file_systems, run) {
                     context.attempt(fs.name, &what, |context| unpack(context, &fs, link, subject))?;
                 }
+                if context.extracts {
+                    context.attempt(EXTRACT, &what, |context| extract(context, link, subject))?;
+                }
             }
         }
     }
@@ -75,7 +78,7 @@ fn fetch(context: &mut Context, shell: Shell, link: Link, subject: &Subject) -> 
     let file = kept.path().join(&subject.artifact.name);
     let out = context.work.scratch("out-", None)?;
     context.stage()?.warm(&key)?;
-    let seconds = timed(&mut shell.fetch_and_unpack(&url, &key, &file, out.path()), &out, subject)?;
+    let seconds = timed(&mut shell.fetch_and_unpack(&url, &key, &file, out.path()), out, subject)?;
     context.results.add(subject.cold, Some(link), shell.name, seconds);
     Ok(())
 }
@@ -83,7 +86,7 @@ fn fetch(context: &mut Context, shell: Shell, link: Link, subject: &Subject) -> 
 fn unpack_local(context: &mut Context, subject: &Subject) -> Result<()> {
     let out = context.work.scratch("out-", None)?;
     let command = task::program("tar", None);
-    let seconds = timed(&mut tar(command, &subject.artifact.local, out.path()), &out, subject)?;
+    let seconds = timed(&mut tar(command, &subject.artifact.local, out.path()), out, subject)?;
     context.results.add(subject.warm, None, LOCAL, seconds);
     Ok(())
 }
@@ -121,10 +124,26 @@ fn unpack(context: &mut Context, fs: &FileSystem, link: Link, subject: &Subject)
     Ok(())
 }
 
+/// Our command, which needs no mount.
+fn extract(context: &mut Context, link: Link, subject: &Subject) -> Result<()> {
+    let url = context.url(link)?;
+    let fs = context.own.clone();
+    let place = context.work.scratch("extract-", fs.user.as_ref())?;
+    let setup = Setup::new(place.path(), &url, PREFIX, fs.user.as_ref())?;
+    context.stage()?.warm(&format!("{PREFIX}{}", subject.artifact.name))?;
+    for (row, link) in [(subject.cold, Some(link)), (subject.warm, None)] {
+        let out = context.work.scratch("out-", fs.user.as_ref())?;
+        let mut command = fs.extract(&setup, &subject.artifact.name, out.path());
+        let seconds = timed(&mut command, out, subject)?;
+        context.results.add(row, link, EXTRACT, seconds);
+    }
+    Ok(())
+}
+
 fn unpack_once(context: &Context, mounted: &Mounted, user: Option<&User>, subject: &Subject) -> Result<f64> {
     let out = context.work.scratch("out-", user)?;
     let from = mounted.path(&subject.artifact.name);
-    timed(&mut tar(mounted.program("tar"), &from, out.path()), &out, subject)
+    timed(&mut tar(mounted.program("tar"), &from, out.path()), out, subject)
 }
 
 /// Unpacks the tarball `from` into `into`.
@@ -133,12 +152,12 @@ pub fn tar(mut command: Command, from: &Path, into: &Path) -> Command {
     command
 }
 
-fn timed(command: &mut Command, out: &TempDir, subject: &Subject) -> Result<f64> {
+fn timed(command: &mut Command, out: TempDir, subject: &Subject) -> Result<f64> {
     process::settle_disk();
     let wall = process::run(command)?.wall;
     let (found, files) = (work_dir::count_files(out.path())?, subject.artifact.files);
     if found != files {
         return Err(format!("{found} files instead of {files} were unpacked"));
     }
-    Ok(wall)
+    work_dir::empty(out).map(|()| wall)
 }

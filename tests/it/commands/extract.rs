@@ -117,6 +117,28 @@ fn an_archive_is_unpacked_and_kept() {
 }
 
 #[test]
+fn an_archive_on_standard_input_comes_from_anywhere() {
+    let mut bench = Bench::new();
+    // Nothing that has to do with a remote or a cache is looked at.
+    bench.place.cache = None;
+    bench.place.env("S3_BUILD_CACHE_AWS_PARAMS", "--no-such-option").env("NO_CACHE", "1");
+    let archive = archives::simple(20);
+    bench.tar(&archive);
+    let file = bench.dir("archive");
+    let extract = |input: &Path| {
+        let ours = bench.dir("ours");
+        let mut command = command(&bench.place, &["extract", "-", ours.to_str().unwrap()]);
+        command.stdin(fs::File::open(input).unwrap()).output().unwrap()
+    };
+    let output = extract(&file);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    snapshot::assert_same("a file", &bench.dir("ours"), &bench.dir("theirs"));
+    fs::write(&file, &archive[..archive.len() - 1]).unwrap();
+    assert_refused(&extract(&file), 3, &["standard input", "truncated"]);
+    assert_refused(&extract(bench.place.dir.path()), 5, &["standard input", "directory"]);
+}
+
+#[test]
 fn it_goes_where_it_is_told_or_here_and_works_without_a_cache_directory() {
     let mut bench = Bench::new();
     bench.place.cache = None;
@@ -147,6 +169,9 @@ fn a_refusal_has_the_contract_s_code_and_makes_no_directory() {
     let text = format!("Not using cache for {NAME} because NO_CACHE=1.");
     assert_refused(&refused(no_cache), 1, &[&text]);
     assert_refused(&refused(extract("../x", &dir)), 2, &["'../x'"]);
+    let mut quiet = extract("missing.tar.gz", &dir);
+    let output = quiet.arg("--quiet").output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(1), 0), "{output:?}");
     let offline = offline();
     assert_eq!(run(&offline, &["extract", NAME, dir.to_str().unwrap()]).status.code(), Some(3));
     assert!(!dir.exists());

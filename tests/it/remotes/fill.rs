@@ -108,6 +108,33 @@ fn commands_fill_before_they_end_and_only_when_told_to() {
 }
 
 #[test]
+fn what_is_asked_about_again_is_filled_once_and_read_as_it_is_nearby() {
+    let (near, far) = (S3Server::start(), S3Server::start());
+    let name = "a.zst";
+    far.put(&key(name), "from far away");
+    let mut place = machine(&near.url(), &far.url());
+    place.arg("--revalidate").arg("0s");
+    let read = || String::from_utf8(run(&place, &["get", name]).stdout).unwrap();
+    assert_eq!(read(), "from far away");
+    assert_eq!(near.object(&key(name)).unwrap(), "from far away");
+    near.reset_counts();
+    far.reset_counts();
+    for _ in 0..3 {
+        assert_eq!(read(), "from far away");
+    }
+    assert_eq!(near.counts().put, 0, "it is there");
+    assert_eq!(near.counts().heads_of(&key(name)), 3);
+    assert!(near.counts().get <= 1, "{:?}", near.counts());
+    assert_eq!(far.counts().requests(), 0, "{:?}", far.counts());
+    near.put(&key(name), "another's");
+    assert_eq!(read(), "another's");
+    near.remove(&key(name));
+    far.put(&key(name), "a new one");
+    assert_eq!(read(), "a new one");
+    assert_eq!(near.object(&key(name)).unwrap(), "a new one");
+}
+
+#[test]
 fn no_reader_waits_for_it_and_two_are_uploaded_at_a_time() {
     needs_fuse!();
     let (near, far) = (S3Server::start(), S3Server::start());

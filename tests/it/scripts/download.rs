@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use aztec_cache_test_support::nginx::Nginx;
 use aztec_cache_test_support::s3::S3Server;
 
 use super::{Said, Shell, Tarball, Way, has_aws, ways};
-use crate::common::{assert_same, names_in};
+use crate::common::{assert_same, key, names_in};
 
 const SIZE: usize = 300_000;
 
@@ -48,6 +49,27 @@ fn a_miss_is_fetched_and_kept_and_then_a_hit_that_asks_nobody() {
             fs::remove_dir_all(shell.out()).unwrap();
             assert_eq!(shell.download(&tarball.name), hit(&tarball.name), "{way:?}");
             tarball.assert_unpacked(&shell.out());
+        }
+    }
+}
+
+#[test]
+fn what_follows_the_end_of_an_archive_does_no_harm() {
+    for way in ways() {
+        for (name, zip) in [("noir-1.tar.gz", "gzip"), ("noir-1.zst", "zstd")] {
+            let server = S3Server::start();
+            let shell = Shell::anonymous(&server, way);
+            fs::write(shell.place.dir.path().join("inner"), "bytes").unwrap();
+            let mut tar = Command::new("tar");
+            // Records of 2 MiB, more than a pipe holds.
+            tar.args(["-b", "4096", "-I", zip, "-cf", "-", "inner"]).current_dir(shell.place.dir.path());
+            server.put(&key(name), tar.output().expect("tar runs").stdout);
+            assert_eq!(shell.download(name), missed(name), "{way:?}");
+            shell.place.wait_until_cached(name);
+            assert_eq!(shell.download(name), hit(name), "{way:?}");
+            assert_eq!(fs::read(shell.out().join("inner")).unwrap(), b"bytes");
+            let listed = shell.run("cache_ls", &[name]);
+            assert!(listed.code == Some(0) && listed.text.ends_with(" inner\n"), "{way:?}: {listed:?}");
         }
     }
 }

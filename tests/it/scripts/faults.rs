@@ -1,9 +1,8 @@
 //! `cache_download` when things go wrong: damaged files, broken downloads, dead mounts, interruptions, several at once.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 
 use aztec_cache_test_support::s3::{Fault, S3Server};
 use aztec_cache_test_support::web::{Reply, WebServer};
@@ -94,7 +93,11 @@ fn a_directory_that_can_not_be_unpacked_into_costs_no_local_file() {
         fs::create_dir_all(shell.place.dir.path().join("other/dir-0/file-0.bin/x")).unwrap();
         let said = shell.run("cache_download", &[&tarball.name, "other"]);
         assert_eq!(said.code, Some(1), "{way:?}: {}", said.text);
-        assert!(said.text.contains("tar: dir-0/file-0.bin: Cannot"), "{}", said.text);
+        let why = match way {
+            Way::Bare => "tar: dir-0/file-0.bin: Cannot",
+            Way::Mount | Way::Program => "can't unpack other/dir-0/file-0.bin: Directory not empty",
+        };
+        assert_eq!(said.text.matches(why).count(), 1, "{way:?}: {}", said.text);
         assert!(said.text.ends_with(&format!("Cache download of {} failed.\n", tarball.name)), "{said:?}");
         assert_eq!(server.counts().requests(), 0, "{way:?}");
         let kept = fs::read(shell.place.cache().join(&tarball.name)).unwrap();
@@ -238,20 +241,40 @@ fn a_mount_whose_daemon_is_dead_or_hangs_is_passed_by() {
 }
 
 #[test]
-fn a_hit_starts_neither_the_program_nor_a_request() {
+fn an_archive_that_leads_out_of_the_directory_is_refused_with_a_word_about_it() {
+    for way in ways().into_iter().filter(|way| *way != Way::Bare) {
+        let server = S3Server::start();
+        let shell = Shell::anonymous(&server, way);
+        server.put(&key("noir-1.tar.gz"), leading_out(shell.place.dir.path()));
+        // A miss, and then a hit.
+        for _ in 0..2 {
+            let said = shell.download("noir-1.tar.gz");
+            assert_eq!(said.code, Some(1), "{way:?}: {}", said.text);
+            assert_eq!(said.text.matches("'../a' leads out of the directory").count(), 1, "{}", said.text);
+            assert!(said.text.ends_with("Cache download of noir-1.tar.gz failed.\n"), "{}", said.text);
+            assert!(!shell.place.dir.path().join("a").exists());
+            shell.place.wait_until_cached("noir-1.tar.gz");
+        }
+    }
+}
+
+/// An archive of a file `../a`, made by tar in `dir`.
+fn leading_out(dir: &Path) -> Vec<u8> {
+    fs::write(dir.join("inner"), "x").unwrap();
+    let mut tar = Command::new("tar");
+    tar.args(["--absolute-names", "--transform=s,inner,../a,", "-czf", "-", "inner"]).current_dir(dir);
+    tar.output().expect("tar runs").stdout
+}
+
+#[test]
+fn a_hit_takes_no_settings_and_no_request() {
     let tarball = Tarball::new("tar.gz", SIZE);
     let server = server_with(&tarball);
     let mut shell = Shell::anonymous(&server, Way::Program);
     assert_eq!(shell.download(&tarball.name).code, Some(0));
     server.stop();
-    let broken = shell.place.dir.path().join("bin");
-    fs::create_dir(&broken).unwrap();
-    fs::write(broken.join("aztec-cache"), "#!/bin/sh\necho started >&2\nexit 5\n").unwrap();
-    fs::set_permissions(broken.join("aztec-cache"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", broken.display(), super::path(false).to_string_lossy());
-    let hit = |shell: &Shell| -> Said {
-        shell.command("cache_download", &[&tarball.name, "out"]).env("PATH", &path).output().unwrap().into()
-    };
+    // No program with these would get at a remote.
+    shell.place.env("AZTEC_CACHE_REMOTE", "nonsense://").env("S3_BUILD_CACHE_AWS_PARAMS", "--nonsense");
     let expected = Said::new(
         0,
         &[
@@ -259,13 +282,14 @@ fn a_hit_starts_neither_the_program_nor_a_request() {
             &format!("Cache extraction of {} from local cache complete in Ns.", tarball.name),
         ],
     );
-    assert_eq!(hit(&shell), expected);
+    assert_eq!(shell.download(&tarball.name), expected);
+    tarball.assert_unpacked(&shell.out());
     shell.place.env("NO_CACHE", "1");
-    assert_eq!(hit(&shell).code, Some(1));
+    assert_eq!(shell.download(&tarball.name).code, Some(1));
     shell.place.unset("NO_CACHE");
-    // What someone has written there since is not known to be whole.
+    // What someone has written there since is not known to be whole: it is compared with the remote's.
     shell.leave(&tarball.name, &tarball.bytes);
-    assert!(hit(&shell).text.contains("started\n"));
+    assert!(shell.download(&tarball.name).text.contains("nonsense"));
 }
 
 #[test]

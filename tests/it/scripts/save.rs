@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use aztec_cache_test_support::s3::{Fault, Op, S3Server};
 use aztec_cache_test_support::web::{Reply, WebServer};
@@ -203,22 +204,35 @@ fn what_can_not_be_packed_is_saved_nowhere() {
 
 #[test]
 fn the_ci_server_takes_uploads_and_may_redirect_them() {
-    let elsewhere = WebServer::start(|_| Reply::new(200));
-    let target = elsewhere.url();
-    let server = WebServer::start(move |request| match (&*request.method, request.header("authorization")) {
-        ("PUT", Some(_)) => Reply::new(307).header("Location", &format!("{target}stored")),
-        ("HEAD", Some(_)) => Reply::new(404),
-        _ => Reply::new(401),
-    });
-    let mut place = Place::reading(&[]);
-    place.unset("AZTEC_CACHE_REMOTE").unset("AWS_ACCESS_KEY_ID").unset("AWS_SECRET_ACCESS_KEY");
-    place.env("CI3_SERVER", server.url()).env("CI3_PASSWORD", "pw").env("CI", "1");
-    let shell = with_target(Shell::new(place, Way::Bare));
-    let said = shell.run("cache_upload", &[NAMES[0], "target"]);
-    assert!(said.text.ends_with(&format!("Cache upload of {} complete in Ns.\n", NAMES[0])), "{}", said.text);
-    let requests = elsewhere.requests();
-    let put = requests.iter().find(|request| request.method == "PUT").expect("a PUT");
-    assert_eq!(put.header("authorization"), None);
-    let size = fs::metadata(shell.place.cache().join(NAMES[0])).unwrap().len();
-    assert_eq!(put.header("content-length"), Some(&*size.to_string()));
+    for way in [Way::Program, Way::Bare] {
+        let stored = Arc::new(Mutex::new(None));
+        let storage = stored.clone();
+        let elsewhere = WebServer::start(move |request| {
+            *storage.lock().unwrap() = request.body.clone();
+            Reply::new(200)
+        });
+        let target = elsewhere.url();
+        let server =
+            WebServer::start(move |request| match (&*request.method, request.header("authorization")) {
+                ("PUT", Some(_)) => Reply::new(307).header("Location", &format!("{target}stored")),
+                ("HEAD", Some(_)) => stored
+                    .lock()
+                    .unwrap()
+                    .as_ref()
+                    .map_or(Reply::new(404), |body: &Vec<u8>| Reply::whole(body)),
+                _ => Reply::new(401),
+            });
+        let mut place = Place::reading(&[]);
+        place.unset("AZTEC_CACHE_REMOTE").unset("AWS_ACCESS_KEY_ID").unset("AWS_SECRET_ACCESS_KEY");
+        place.env("CI3_SERVER", server.url()).env("CI3_PASSWORD", "pw").env("CI", "1");
+        let shell = with_target(Shell::new(place, way));
+        let said = shell.run("cache_upload", &[NAMES[0], "target"]);
+        let done = format!("Cache upload of {} complete in Ns.\n", NAMES[0]);
+        assert!(said.text.ends_with(&done), "{way:?}: {}", said.text);
+        let requests = elsewhere.requests();
+        let put = requests.iter().find(|request| request.method == "PUT").expect("a PUT");
+        assert_eq!(put.header("authorization"), None, "{way:?}");
+        let size = fs::metadata(shell.place.cache().join(NAMES[0])).unwrap().len();
+        assert_eq!(put.header("content-length"), Some(&*size.to_string()), "{way:?}");
+    }
 }
