@@ -124,7 +124,11 @@ impl Lookup {
             let (answers, key) = (self.answers.clone(), key.clone());
             async move {
                 listings.note_question(key.dir());
-                let found = ask_remote(&*store, &listings, &key).await?;
+                // A listing under way may be the first to know.
+                let found = tokio::select! {
+                    found = ask_remote(&*store, &listings, &key) => found?,
+                    () = listings.wait_missing(key.dir(), key.name()) => Found::Nothing,
+                };
                 if matches!(found, Found::Nothing) {
                     listings.note_miss(key.dir());
                 }

@@ -5,6 +5,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use lru::LruCache;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::listing::pages::MISS_TTL;
 
@@ -19,10 +21,12 @@ const TRACKED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 
 /// The misses of the last moments, by directory.
 #[derive(Debug)]
-pub struct Misses(
+pub struct Misses {
     /// Guards only the table.
-    Mutex<LruCache<String, Recent>>,
-);
+    table: Mutex<LruCache<String, Recent>>,
+    /// Wakes those who wait for a listing, at the end of each.
+    listed: Notify,
+}
 
 #[derive(Debug)]
 struct Recent {
@@ -36,7 +40,7 @@ struct Recent {
 
 impl Default for Misses {
     fn default() -> Misses {
-        Misses(Mutex::new(LruCache::new(TRACKED)))
+        Misses { table: Mutex::new(LruCache::new(TRACKED)), listed: Notify::new() }
     }
 }
 
@@ -75,10 +79,16 @@ impl Misses {
         if let Some(recent) = self.table().get_mut(dir) {
             (recent.pages, recent.next) = (pages.max(1), began + MISS_TTL);
         }
+        self.listed.notify_waiters();
+    }
+
+    /// Waits until [`Misses::listed`] is called, for any directory.
+    pub fn wait_listed(&self) -> Notified<'_> {
+        self.listed.notified()
     }
 
     fn table(&self) -> MutexGuard<'_, LruCache<String, Recent>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.table.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

@@ -114,6 +114,17 @@ impl Listings {
         }
     }
 
+    /// Waits until a listing shows that `name` isn't in `dir`, of those that were begun for misses.
+    pub async fn wait_missing(&self, dir: &str, name: &str) {
+        loop {
+            let listed = self.misses.wait_listed();
+            if matches!(self.find(dir, name), Some(None)) {
+                return;
+            }
+            listed.await;
+        }
+    }
+
     /// Lists `dir`, if it isn't too large, before many of its names are asked about: [`Listings::find`] knows them all then.
     /// Returns when it is listed, or when that takes longer than questions about some names would.
     pub async fn prepare(&self, dir: &str) {
