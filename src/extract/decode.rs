@@ -118,51 +118,39 @@ impl Read for Pieces {
     }
 }
 
-/// A file or pipe from where it stands.
-pub struct Opened<'a> {
-    reader: BufReader<&'a File>,
+/// A file or pipe from where it stands, read in large pieces.
+pub type Opened<'a> = BufReader<Watched<'a>>;
+
+/// A file that remembers why it couldn't be read.
+pub struct Watched<'a> {
+    file: &'a File,
     shown: &'a Path,
     failure: Option<Error>,
 }
 
-impl<'a> Opened<'a> {
-    /// What can be read of `file`, called `shown`.
-    pub fn new(file: &'a File, shown: &'a Path) -> Opened<'a> {
-        Opened { reader: BufReader::with_capacity(READ, file), shown, failure: None }
-    }
+/// What can be read of `file`, called `shown`.
+pub fn opened<'a>(file: &'a File, shown: &'a Path) -> Opened<'a> {
+    BufReader::with_capacity(READ, Watched { file, shown, failure: None })
 }
 
 impl Input for Opened<'_> {
     fn failure(&mut self) -> Option<Error> {
-        self.failure.take()
+        self.get_mut().failure.take()
     }
 }
 
-impl BufRead for Opened<'_> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.reader.buffer().is_empty() {
-            match self.reader.fill_buf() {
-                Ok(_) => break,
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.file.read(buffer) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
                     self.failure = Some(Error::local(format!("can't read {}", self.shown.display()), &e));
                     return Err(unreadable());
                 }
+                done => return done,
             }
         }
-        Ok(self.reader.buffer())
-    }
-
-    fn consume(&mut self, amount: usize) {
-        self.reader.consume(amount);
-    }
-}
-
-impl Read for Opened<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.fill_buf()?.read(buffer)?;
-        self.consume(length);
-        Ok(length)
     }
 }
 

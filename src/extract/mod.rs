@@ -62,7 +62,7 @@ pub fn extract(dir: &Path, feed: impl FnOnce(&mut Sink) -> crate::error::Result<
 /// # Errors
 /// As for [`extract`].
 pub fn extract_file(dir: &Path, file: &File, shown: &Path) -> Result<()> {
-    unpack(dir, decode::Opened::new(file, shown), || {})
+    unpack(dir, decode::opened(file, shown), || {})
 }
 
 /// Unpacks what `input` has; meanwhile `feed` runs on this thread.
