@@ -141,7 +141,7 @@ impl Uploads {
         self.jobs.hurry();
         loop {
             let ended = self.jobs.ended.notified();
-            let is_idle = self.jobs.table().is_empty() || self.is_down(remote);
+            let is_idle = self.jobs.table().is_empty() || self.outage(remote).is_some();
             if is_idle || timeout_at(deadline, ended).await.is_err() {
                 return;
             }
@@ -204,13 +204,15 @@ impl Uploads {
                 self.scan(&remote).await;
                 next_scan = Instant::now() + RESCAN;
             }
-            let down = self.is_down(&remote);
+            let outage = self.outage(&remote);
+            let down = outage.is_some();
             if was_down && !down {
                 self.jobs.hurry();
             }
             was_down = down;
-            if !down {
-                self.begin_due(&slots);
+            match outage {
+                None => self.begin_due(&slots),
+                Some(error) => self.put_off_due(&error),
             }
             let next = self.jobs.next_due().map(|due| if down { Instant::now() + LOOK } else { due });
             tokio::select! {
@@ -220,12 +222,19 @@ impl Uploads {
         }
     }
 
-    /// Whether the remote is known to be out of reach.
-    fn is_down(&self, remote: &str) -> bool {
-        let Ok(key) = Key::new("any") else { return false };
+    /// Why the remote is known to be out of reach, if it is.
+    fn outage(&self, remote: &str) -> Option<Error> {
+        let key = Key::new("any").ok()?;
         let (etag, modified) = (ETag::of_length(0), SystemTime::UNIX_EPOCH);
         let source = remote.into();
-        self.store.check(&ObjectVersion { key, etag, size: 0, modified, checksum: None, source }).is_err()
+        self.store.check(&ObjectVersion { key, etag, size: 0, modified, checksum: None, source }).err()
+    }
+
+    /// Says of what would be uploaded now that it waits for the remote; once, as after a first attempt that failed.
+    fn put_off_due(&self, error: &Error) {
+        for key in self.jobs.put_off_due() {
+            log::warn!("{error}; {key} is kept here and uploaded later");
+        }
     }
 
     /// Takes up what the journal has for `remote`, ours.
@@ -311,6 +320,18 @@ impl Jobs {
         self.wake.notify_one();
         self.ended.notify_waiters();
         job.failures
+    }
+
+    /// The jobs that are due for the first time; from now on they count as failed.
+    fn put_off_due(&self) -> Vec<Key> {
+        let (mut table, now) = (self.table(), Instant::now());
+        let due =
+            table.iter_mut().filter(|(_, job)| job.running.is_none() && job.failures == 0 && job.due <= now);
+        let put_off = due.map(|(key, job)| {
+            job.failures = 1;
+            key.clone()
+        });
+        put_off.collect()
     }
 
     /// When the next job is due that doesn't run.

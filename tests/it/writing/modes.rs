@@ -61,6 +61,23 @@ fn what_can_t_be_uploaded_now_is_uploaded_later() {
 }
 
 #[test]
+fn what_waits_for_a_remote_known_to_be_out_of_reach_is_said_once() {
+    needs_fuse!();
+    let server = S3Server::start();
+    let place = place(&server, &["--upload=background"]);
+    let mount = place.mount();
+    server.stop();
+    mount.list("").unwrap_err();
+    wait_for("the outage to be known", || mount.said().contains("files in the local cache are still served"));
+    fs::write(mount.file(NAME), b"for later").unwrap();
+    let said = || mount.said().matches(&format!("{NAME} is kept here and uploaded later")).count();
+    wait_for("a warning", || said() > 0);
+    server.restart();
+    wait_for("the upload", || server.object(&key(NAME)).is_some());
+    assert_eq!(said(), 1);
+}
+
+#[test]
 fn a_daemon_killed_in_the_middle_of_an_upload_leaves_it_to_the_next() {
     needs_fuse!();
     let server = S3Server::start();
