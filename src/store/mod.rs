@@ -8,6 +8,7 @@ mod file;
 mod http;
 mod payload;
 mod s3;
+mod tls;
 
 use std::fs::File;
 use std::ops::Range;
