@@ -22,8 +22,9 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The subcommands.
+/// The subcommands. Each is defined in full only once it is named: a script starts the program for each artifact.
 #[derive(Subcommand, Debug)]
+#[command(defer = true)]
 pub enum Command {
     /// Mount the remote as a directory; a file is fetched on first open and served from disk ever after
     Mount(Box<MountArgs>),
