@@ -7,12 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
-use tempfile::TempDir;
 
 use crate::contenders::{FileSystem, Setup};
 use crate::process::{end, last_lines, wait_for};
 use crate::task::{self, Outcome};
-use crate::work_dir::WorkDir;
+use crate::work_dir::{Scratch, WorkDir};
 use crate::{Result, process};
 
 /// How long a daemon may take to end once it is unmounted.
@@ -25,8 +24,8 @@ pub struct Mounted {
     /// Where the names are.
     root: PathBuf,
     child: Option<Child>,
-    /// Present until drop.
-    place: Option<TempDir>,
+    /// Goes last.
+    _place: Scratch,
 }
 
 impl Mounted {
@@ -47,7 +46,7 @@ impl Mounted {
         let mut setup = Setup::new(place.path(), endpoint, prefix, fs.user.as_ref())?;
         setup.flags = flags;
         let root = fs.root(&setup);
-        let mut mounted = Mounted { fs: fs.clone(), setup, root, child: None, place: Some(place) };
+        let mut mounted = Mounted { fs: fs.clone(), setup, root, child: None, _place: place };
         mounted.start()?;
         Ok(mounted)
     }
@@ -161,10 +160,8 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.stop();
-        let Some(place) = self.place.take() else { return };
         if is_mounted(&self.setup.mountpoint) {
-            // Removing it would remove what is mounted there.
-            eprintln!("compare: still mounted: {}", place.keep().display());
+            eprintln!("compare: still mounted: {}", self.setup.mountpoint.display());
         }
     }
 }

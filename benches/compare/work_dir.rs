@@ -1,7 +1,7 @@
 //! Where the benchmark puts what it makes: below cargo's target directory, on a real disk, gone when it ends.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use aztec_cache_test_support::user::User;
@@ -42,9 +42,10 @@ impl WorkDir {
     }
 
     /// A new directory for a while, `user`'s if there is one.
-    pub fn scratch(&self, prefix: &str, user: Option<&User>) -> Result<TempDir> {
+    pub fn scratch(&self, prefix: &str, user: Option<&User>) -> Result<Scratch> {
         let error = |error: std::io::Error| format!("{}: {error}", self.path().display());
         let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(self.path()).map_err(error)?;
+        let dir = Scratch(dir.keep());
         open_to_all(dir.path())?;
         give(dir.path(), user)?;
         Ok(dir)
@@ -74,20 +75,36 @@ pub fn drop_caches() -> bool {
     fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
 }
 
-/// Takes what is in the files below `dir`, but leaves them to the end of the benchmark: where files were deleted within the last
-/// minutes, ext4 looks at each of their inodes whenever it makes a file (`recently_deleted`), which would be the next one's time.
-pub fn empty(dir: TempDir) -> Result<()> {
-    empty_below(&dir.keep())
+/// A directory for a while. When that is over its files are emptied, but stay until the benchmark ends: where files were deleted
+/// within the last five minutes, ext4 without a journal looks at each of their inodes whenever it makes one (`recently_deleted`
+/// in fs/ext4/ialloc.c), which would be the time of whoever comes next.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
 }
 
-fn empty_below(dir: &Path) -> Result<()> {
-    let error = |error: std::io::Error| format!("{}: {error}", dir.display());
-    for entry in fs::read_dir(dir).map_err(error)? {
-        let path = entry.map_err(error)?.path();
-        if path.is_dir() {
-            empty_below(&path)?;
-        } else {
-            fs::File::create(&path).map_err(error)?;
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What can't be emptied takes some room for a while.
+        if let Ok(own) = fs::metadata(&self.0) {
+            let _ = empty_below(&self.0, own.dev());
+        }
+    }
+}
+
+/// Empties the files below `dir` that are on the device `dev`: what is still mounted there is left alone.
+fn empty_below(dir: &Path, dev: u64) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let meta = fs::symlink_metadata(&path)?;
+        if meta.dev() == dev && meta.is_dir() {
+            empty_below(&path, dev)?;
+        } else if meta.dev() == dev && meta.is_file() {
+            fs::File::create(&path)?;
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! `ls -l` of a large directory.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -56,7 +56,7 @@ fn list_local(context: &mut Context, names: &[String]) -> Result<()> {
             context.results.add("ls.again", Some(link), LOCAL, again);
         }
     }
-    fs::remove_dir_all(dir.path()).map_err(|error| error.to_string())
+    Ok(())
 }
 
 fn ls(mut command: Command, dir: &Path, names: u64) -> Result<f64> {

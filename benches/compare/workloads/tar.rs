@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::Command;
 
 use aztec_cache_test_support::user::User;
-use tempfile::TempDir;
 
 use crate::args::Link;
 use crate::artifacts::{Artifact, Kind};
@@ -13,7 +12,8 @@ use crate::context::Context;
 use crate::mounted::Mounted;
 use crate::process;
 use crate::shell::Shell;
-use crate::{Result, task, work_dir};
+use crate::work_dir::{self, Scratch};
+use crate::{Result, task};
 
 const PREFIX: &str = "build-cache/tar/";
 
@@ -152,12 +152,12 @@ pub fn tar(mut command: Command, from: &Path, into: &Path) -> Command {
     command
 }
 
-fn timed(command: &mut Command, out: TempDir, subject: &Subject) -> Result<f64> {
+fn timed(command: &mut Command, out: Scratch, subject: &Subject) -> Result<f64> {
     process::settle_disk();
     let wall = process::run(command)?.wall;
     let (found, files) = (work_dir::count_files(out.path())?, subject.artifact.files);
     if found != files {
         return Err(format!("{found} files instead of {files} were unpacked"));
     }
-    work_dir::empty(out).map(|()| wall)
+    Ok(wall)
 }
