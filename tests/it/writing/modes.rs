@@ -67,7 +67,7 @@ fn what_waits_for_a_remote_known_to_be_out_of_reach_is_said_once() {
     let place = place(&server, &["--upload=background"]);
     let mount = place.mount();
     server.stop();
-    mount.list("").unwrap_err();
+    assert_eq!(errno(fs::metadata(mount.file("other.bin"))), libc::EHOSTUNREACH);
     wait_for("the outage to be known", || mount.said().contains("files in the local cache are still served"));
     fs::write(mount.file(NAME), b"for later").unwrap();
     let said = || mount.said().matches(&format!("{NAME} is kept here and uploaded later")).count();
