@@ -134,7 +134,7 @@ impl std::error::Error for Error {}
 /// `error` and what caused it, outermost first.
 pub fn causes<'a>(
     error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> + Clone {
     std::iter::successors(Some(error), |e: &&'a (dyn std::error::Error + 'static)| {
         let e: &'a (dyn std::error::Error + 'static) = *e;
         e.source()

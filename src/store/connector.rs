@@ -28,6 +28,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// What a connection reads at a time, at most. hyper's own limit is 400 KiB, kept by each of up to 80 connections.
 const READ_BUFFER: usize = 128 << 10;
 const IDLE_CONNECTIONS: usize = 64;
+/// What hyper says of bytes that it didn't wait for: there is no question for it.
+const UNASKED: &str = "received unexpected message from connection";
 
 /// A pool of connections for requests with bodies of type `B`. Clones share it.
 pub type Pool<B> = Client<Connect, B>;
@@ -66,6 +68,8 @@ pub enum Trouble {
     TimedOut,
     /// What came isn't HTTP.
     NotHttp,
+    /// Something came before anything was asked: the other side speaks another protocol, or gave up an idle connection with a word.
+    Unasked,
     /// No connection, or one that broke: DNS, routes, TLS, resets.
     Io,
 }
@@ -112,11 +116,32 @@ pub fn trouble(error: &(dyn StdError + 'static)) -> Trouble {
         e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut)
             || e.downcast_ref::<hyper::Error>().is_some_and(|e| e.is_timeout())
     };
+    let mut of_http = causes(error).filter_map(|e| e.downcast_ref::<hyper::Error>());
     if causes(error).any(timed_out) {
         Trouble::TimedOut
-    } else if causes(error).any(|e| e.downcast_ref::<hyper::Error>().is_some_and(|e| e.is_parse())) {
+    } else if of_http.clone().any(hyper::Error::is_parse) {
         Trouble::NotHttp
+    } else if of_http.any(|e| e.to_string() == UNASKED) {
+        Trouble::Unasked
     } else {
         Trouble::Io
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+
+    /// The text is hyper's, which may change it.
+    #[tokio::test]
+    async fn who_speaks_first_is_known() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        theirs.write_all(b"SSH-2.0-OpenSSH_9.6\r\n").await.unwrap();
+        let http = hyper::client::conn::http1::handshake::<_, String>(TokioIo::new(ours)).await;
+        let (_requests, connection) = http.unwrap();
+        let error = connection.await.unwrap_err();
+        assert_eq!(trouble(&error), Trouble::Unasked, "{error}");
     }
 }

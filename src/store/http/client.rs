@@ -207,7 +207,7 @@ fn unanswered(error: &hyper_util::client::legacy::Error, what: &str) -> Error {
             Kind::TimedOut,
             format!("{what}: the remote doesn't answer in time ({cause}); check the network and --remote"),
         ),
-        Trouble::NotHttp => {
+        Trouble::NotHttp | Trouble::Unasked => {
             Error::new(Kind::Remote, format!("{what}: the answer is not HTTP ({cause}); check --remote"))
         }
         Trouble::Io => Error::new(

@@ -62,6 +62,6 @@ fn connector_error(error: ClientError) -> ConnectorError {
     match trouble(&error) {
         Trouble::TimedOut => ConnectorError::timeout(error.into()),
         Trouble::NotHttp => ConnectorError::other(error.into(), None),
-        Trouble::Io => ConnectorError::io(error.into()),
+        Trouble::Unasked | Trouble::Io => ConnectorError::io(error.into()),
     }
 }

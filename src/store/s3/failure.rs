@@ -7,6 +7,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::error::{Error, Kind, causes, chain, one_line};
+use crate::store::connector::{Trouble, trouble};
 
 /// What an error answer means, by its status and S3's own code and message.
 type Reading = fn(u16, Option<&str>, Option<&str>) -> (Kind, String);
@@ -205,7 +206,7 @@ where
         SdkError::DispatchFailure(failure) => failure.is_timeout(),
         _ => false,
     };
-    let no_http = causes(error).any(|e| e.downcast_ref::<hyper::Error>().is_some_and(|e| e.is_parse()));
+    let no_http = matches!(trouble(error), Trouble::NotHttp | Trouble::Unasked);
     if timed_out {
         (
             Kind::TimedOut,
