@@ -7,7 +7,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme, WantsVerifier,
+};
 use tokio::sync::OnceCell;
 
 use crate::answer::blocking;
@@ -44,24 +46,22 @@ impl Tls {
 }
 
 fn verified(roots: RootCertStore) -> Result<ClientConfig> {
-    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    Ok(builder.map_err(no_version)?.with_root_certificates(roots).with_no_client_auth())
+    Ok(builder()?.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn unverified() -> Result<ClientConfig> {
-    let provider = provider();
-    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let verifier = Arc::new(NoVerification(provider));
-    let builder = builder.map_err(no_version)?.dangerous().with_custom_certificate_verifier(verifier);
+    let verifier = Arc::new(NoVerification(provider()));
+    let builder = builder()?.dangerous().with_custom_certificate_verifier(verifier);
     Ok(builder.with_no_client_auth())
+}
+
+fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    builder.map_err(|e| Error::usage(format!("TLS: {e}; this build has no usable TLS version")))
 }
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn no_version(error: rustls::Error) -> Error {
-    Error::usage(format!("TLS: {error}; this build has no usable TLS version"))
 }
 
 fn system_roots() -> RootCertStore {

@@ -185,7 +185,7 @@ impl Uploads {
                     _ if failures == 1 => log::Level::Warn,
                     _ => log::Level::Info,
                 };
-                log::log!(level, "{error}; {key} is kept here and uploaded later");
+                say_later(level, key, error);
                 return self.resume();
             }
         }
@@ -233,7 +233,7 @@ impl Uploads {
     /// Says of what would be uploaded now that it waits for the remote; once, as after a first attempt that failed.
     fn put_off_due(&self, error: &Error) {
         for key in self.jobs.put_off_due() {
-            log::warn!("{error}; {key} is kept here and uploaded later");
+            say_later(log::Level::Warn, &key, error);
         }
     }
 
@@ -351,6 +351,10 @@ impl Jobs {
     fn table(&self) -> MutexGuard<'_, HashMap<Key, Job>> {
         self.table.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+fn say_later(level: log::Level, key: &Key, why: &Error) {
+    log::log!(level, "{why}; {key} is kept here and uploaded later");
 }
 
 /// How long to wait after so many failures in a row: full jitter above a floor, so that a busy remote is left in peace.

@@ -299,6 +299,16 @@ impl Mount {
         fs::read(self.file(name))
     }
 
+    /// What it reports of itself.
+    pub fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.read(".aztec-cache/status.json").unwrap()).unwrap()
+    }
+
+    /// How many bytes of the one file under way have been recorded, so that whoever goes on with it finds them.
+    pub fn recorded(&self) -> u64 {
+        self.status()["in_flight"][0]["bytes"].as_u64().unwrap_or(0)
+    }
+
     /// The names in the directory `dir` below the mount, sorted.
     pub fn list(&self, dir: &str) -> std::io::Result<Vec<String>> {
         let entries = fs::read_dir(self.path.join(dir))?;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::quiet_output;
 use crate::common::{
-    Mount, PATIENCE, Place, assert_refused, errno, key, names_in, needs_fuse, needs_root, wait_for,
+    PATIENCE, Place, assert_refused, errno, key, names_in, needs_fuse, needs_root, wait_for,
 };
 
 const NAME: &str = "noir-b786c534d2b9261d.tar.gz";
@@ -36,10 +36,6 @@ const FIELDS: [&str; 16] = [
     "passthrough",
     "in_flight",
 ];
-
-fn of(mount: &Mount) -> Value {
-    serde_json::from_slice(&mount.read(".aztec-cache/status.json").unwrap()).unwrap()
-}
 
 fn status(place: &Place, args: &[&str]) -> Output {
     place.command(&["status"]).arg(place.mountpoint()).args(args).output().unwrap()
@@ -106,7 +102,7 @@ fn a_mount_counts_what_it_does() {
     // As one mount among others: what is known of it is its own.
     place.arg("--revalidate").arg("never");
     let mount = place.mount();
-    let fresh = of(&mount);
+    let fresh = mount.status();
     assert_eq!(
         (&fresh["opens"], &fresh["hits"], &fresh["bytes_from_remote"]),
         (&json!(0), &json!(0), &json!(0))
@@ -120,8 +116,8 @@ fn a_mount_counts_what_it_does() {
     let mut first = File::open(mount.file(NAME)).unwrap();
     let mut second = File::open(mount.file(NAME)).unwrap();
     assert!(gate.wait_until_waiting(1, PATIENCE));
-    wait_for("the first bytes", || of(&mount)["in_flight"][0]["bytes"].as_u64().unwrap_or(0) >= 4 << 20);
-    let report = of(&mount);
+    wait_for("the first bytes", || mount.status()["in_flight"][0]["bytes"].as_u64().unwrap_or(0) >= 4 << 20);
+    let report = mount.status();
     assert_eq!(report["in_flight"][0]["name"], NAME);
     assert_eq!(report["in_flight"][0]["size"], SIZE);
     assert!(text(&place).contains(&format!("fetching   {NAME}: ")), "{}", text(&place));
@@ -135,13 +131,13 @@ fn a_mount_counts_what_it_does() {
     assert_eq!(warm.len() as u64, SIZE);
     wait_for("a hit", || {
         drop(mount.read(NAME).unwrap());
-        of(&mount)["hits"].as_u64() > Some(0)
+        mount.status()["hits"].as_u64() > Some(0)
     });
     for _ in 0..2 {
         assert_eq!(errno(mount.read("missing.tar.gz")), libc::ENOENT);
     }
 
-    let report = of(&mount);
+    let report = mount.status();
     let count = |name: &str| report[name].as_u64().unwrap();
     assert_eq!((count("misses"), count("coalesced")), (1, count("opens") - count("hits") - 1));
     assert_eq!((count("bytes_from_remote"), count("retries")), (SIZE, 0));
@@ -187,13 +183,13 @@ fn what_is_open_is_pinned_and_what_went_is_counted() {
         use std::os::unix::fs::MetadataExt;
         fs::metadata(place.cache().join(name)).unwrap().blocks() * 512
     };
-    wait_for("the fetched files to be closed", || of(&mount)["cache"]["pinned_bytes"] == 0);
+    wait_for("the fetched files to be closed", || mount.status()["cache"]["pinned_bytes"] == 0);
     let open = File::open(mount.file(&names[1])).unwrap();
-    assert_eq!(of(&mount)["cache"]["pinned_bytes"], allocated(&names[1]));
+    assert_eq!(mount.status()["cache"]["pinned_bytes"], allocated(&names[1]));
     mount.read(&names[2]).unwrap();
     place.wait_until_cached(&names[2]);
     drop(open);
-    let cache = of(&mount)["cache"].clone();
+    let cache = mount.status()["cache"].clone();
     assert_eq!(
         (&cache["files"], &cache["evicted_files"], &cache["max_bytes"]),
         (&json!(2), &json!(1), &json!(2_500_000))
@@ -212,11 +208,11 @@ fn a_remote_that_is_down_and_what_waits_for_it_are_told() {
     let mount = place.mount();
     server.stop();
     assert_eq!(errno(mount.read("cold.tar.gz")), libc::EHOSTUNREACH);
-    assert_eq!(of(&mount)["remotes"][0]["reachable"], false);
+    assert_eq!(mount.status()["remotes"][0]["reachable"], false);
     fs::write(mount.file("result.txt"), "new").unwrap();
     let pending = |report: &Value| report["pending_uploads"][0].clone();
-    wait_for("the upload to be tried", || pending(&of(&mount))["name"] == "result.txt");
-    let report = of(&mount);
+    wait_for("the upload to be tried", || pending(&mount.status())["name"] == "result.txt");
+    let report = mount.status();
     assert_eq!((&pending(&report)["size"], &pending(&report)["refused"]), (&json!(3), &json!(false)));
     assert!(
         report["cache"]["pinned_bytes"].as_u64() > Some(0)
@@ -226,9 +222,9 @@ fn a_remote_that_is_down_and_what_waits_for_it_are_told() {
     assert!(lines.contains("remote     s3://aztec-ci-artifacts/build-cache/ (unreachable"), "{lines}");
     assert!(lines.contains("to upload  result.txt: 3 B"), "{lines}");
     server.restart();
-    wait_for("the upload", || of(&mount)["pending_uploads"] == json!([]));
-    assert!(of(&mount)["requests"]["put"].as_u64() > Some(0));
-    wait_for("the remote", || of(&mount)["remotes"][0]["reachable"] == true);
+    wait_for("the upload", || mount.status()["pending_uploads"] == json!([]));
+    assert!(mount.status()["requests"]["put"].as_u64() > Some(0));
+    wait_for("the remote", || mount.status()["remotes"][0]["reachable"] == true);
 }
 
 #[test]
@@ -286,7 +282,7 @@ fn root_can_t_change_the_report_either() {
     assert_eq!(errno(fs::create_dir(mount.file(".aztec-cache/new"))), libc::EPERM);
     assert_eq!(errno(fs::read_dir(mount.file(".aztec-cache"))), libc::EPERM);
     assert_eq!(errno(fs::set_permissions(&file, fs::Permissions::from_mode(0o600))), libc::EPERM);
-    assert_eq!(of(&mount)["pid"], mount.pid());
+    assert_eq!(mount.status()["pid"], mount.pid());
     assert_eq!(names_in(&mount.path), [""; 0]);
 }
 

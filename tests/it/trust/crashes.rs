@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::s3::S3Server;
-use serde_json::Value;
 
 use super::{beside, count_of};
 use crate::common::{Mount, Place, assert_same, key, names_in, needs_fuse, wait_for};
@@ -31,7 +30,7 @@ fn interrupted(body: &[u8]) -> (S3Server, Place, u64) {
     let path = mount.file(NAME);
     let reader = thread::spawn(move || fs::read(path));
     wait_for("all connections to be held", || gate.waiting() >= 10);
-    wait_for("what came to be recorded", || recorded(&mount) >= 10 * 512 * KIB);
+    wait_for("what came to be recorded", || mount.recorded() >= 10 * 512 * KIB);
     mount.signal(libc::SIGKILL);
     mount.wait();
     assert!(reader.join().unwrap().is_err());
@@ -44,12 +43,6 @@ fn partial(place: &Place) -> PathBuf {
     let names = place.partials();
     let name = names.iter().find(|name| !name.contains('.')).expect("a partial file");
     place.cache().join(".aztec-cache/partial").join(name)
-}
-
-/// How many bytes of the artifact the next daemon will find.
-fn recorded(mount: &Mount) -> u64 {
-    let status: Value = serde_json::from_slice(&mount.read(".aztec-cache/status.json").unwrap()).unwrap();
-    status["in_flight"][0]["bytes"].as_u64().unwrap_or(0)
 }
 
 /// Reads the artifact in a new mount; how many bytes that fetched.

@@ -1,7 +1,6 @@
 //! Daemons that die or stop while others depend on them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::thread;
 use std::time::Duration;
 
@@ -16,13 +15,6 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 /// The largest part of a download.
 const PART: u64 = 8 << 20;
-
-/// The bytes of the partial file that are on disk.
-fn on_disk(place: &Place) -> u64 {
-    let Some(name) = place.partials().into_iter().find(|name| !name.contains('.')) else { return 0 };
-    let path = place.cache().join(".aztec-cache/partial").join(name);
-    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
-}
 
 /// One of those who read along goes on with the file, and the others read along with that one.
 #[test]
@@ -47,9 +39,9 @@ fn those_who_read_along_with_a_daemon_that_died_read_along_with_the_next() {
     for follower in &followers {
         wait_for("the others to follow", || follower.said().contains("another process is fetching it"));
     }
-    wait_for("what was sent to be on disk", || on_disk(&first) >= 15 * MIB);
-    // The others look every 20 ms. One that was late would only have less to lose.
-    thread::sleep(Duration::from_millis(100));
+    for mount in followers.iter().chain([&leader]) {
+        wait_for("what was sent to be known to all", || mount.recorded() >= 15 * MIB);
+    }
     leader.signal(libc::SIGKILL);
     leader.wait();
     drop(led.join().unwrap());
