@@ -123,6 +123,10 @@ impl Lookup {
             let (store, listings) = (self.store.clone(), self.listings.clone());
             let (answers, key) = (self.answers.clone(), key.clone());
             async move {
+                // It may have come after it was looked for, and before this began.
+                if let Some(found) = answers.get(&key) {
+                    return Ok(found);
+                }
                 listings.note_question(key.dir());
                 // A listing under way may be the first to know.
                 let found = tokio::select! {
