@@ -235,7 +235,7 @@ impl Download {
         if self.urgent.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
             let download = self.clone();
             self.runtime.spawn(async move {
-                let lease = download.map().lease();
+                let lease = download.map().lease_wanted();
                 if let Some(lease) = lease
                     && let Err(error) = download.fetch(lease).await
                 {

@@ -163,21 +163,26 @@ impl PartMap {
     /// Gives out the next bytes to fetch: those a reader waits for, then those after the last reader, then any. None
     /// when everything is here or on its way.
     pub fn lease(&mut self) -> Option<Lease> {
+        self.lease_wanted().or_else(|| {
+            let free =
+                |(start, part): (&u64, &Part)| (!part.leased && part.filled < part.end).then_some(*start);
+            let ahead = self.part_at(self.position).map_or(0, |(start, _)| start);
+            let next = self.parts.range(ahead..).find_map(free);
+            self.lease_part(next.or_else(|| self.parts.range(..ahead).find_map(free))?)
+        })
+    }
+
+    /// Gives out the first bytes that a reader waits for and nobody is fetching. None when there are none.
+    pub fn lease_wanted(&mut self) -> Option<Lease> {
+        let wanted = self.wanted()?;
+        let start = self.split_before(wanted);
+        self.lease_part(start)
+    }
+
+    fn lease_part(&mut self, start: u64) -> Option<Lease> {
         if self.failed.is_some() {
             return None;
         }
-        let start = match self.wanted() {
-            Some(offset) => self.split_before(offset),
-            None => {
-                let free =
-                    |(start, part): (&u64, &Part)| (!part.leased && part.filled < part.end).then_some(*start);
-                let ahead = self.part_at(self.position).map_or(0, |(start, _)| start);
-                self.parts
-                    .range(ahead..)
-                    .find_map(free)
-                    .or_else(|| self.parts.range(..ahead).find_map(free))?
-            }
-        };
         let part = self.parts.get_mut(&start)?;
         part.leased = true;
         Some(Lease { part: start, from: part.filled, end: part.end, crc: part.crc })
@@ -303,6 +308,7 @@ mod tests {
         let lease = map.lease().unwrap();
         assert_eq!((lease.from, lease.end), (50 << 20, 57 << 20));
         assert!(!map.has_unleased_wanted());
+        assert_eq!(map.lease_wanted(), None, "nobody waits for what is not on its way");
         assert_eq!(map.lease().unwrap().from, 1 << 20);
     }
 
@@ -334,7 +340,7 @@ mod tests {
         /// Whatever the order of leases, progress, give-ups and readers: a reader is woken exactly when its bytes are
         /// there, no byte is fetched twice, and the checksum is the object's.
         #[test]
-        fn any_order_of_events(size in 1u64..2_000, steps in prop::collection::vec((0u8..4, any::<u32>()), 1..200)) {
+        fn any_order_of_events(size in 1u64..2_000, steps in prop::collection::vec((0u8..5, any::<u32>()), 1..200)) {
             let mut map = PartMap::new(size, PartSizes { first: 10, other: 80, split: 10 });
             let mut here: Vec<Range<u64>> = Vec::new();
             let mut leases: Vec<Lease> = Vec::new();
@@ -344,6 +350,7 @@ mod tests {
             for (what, n) in steps {
                 match what {
                     0 => leases.extend(map.lease()),
+                    4 => leases.extend(map.lease_wanted()),
                     1 => {
                         let start = u64::from(n) % size;
                         let range = start..(start + 1 + u64::from(n % 50)).min(size);
