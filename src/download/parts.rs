@@ -24,11 +24,13 @@ impl PartSizes {
     pub const WHOLE: PartSizes = PartSizes { first: u64::MAX, other: u64::MAX, split: u64::MAX };
 
     /// The sizes for an object of `size` bytes. Parts of 8 MiB: a request's round trip is small beside them at the 50 to 100
-    /// MB/s that S3 gives a connection. Smaller ones for what would else be spread over few connections.
+    /// MB/s that S3 gives a connection. Smaller ones for what would else be spread over few connections; what one connection
+    /// brings in about a round trip is one part.
     pub fn of(size: u64) -> PartSizes {
         const MIB: u64 = 1 << 20;
+        let first = if size <= 2 * MIB { 2 * MIB } else { MIB };
         let other = (size / 16).next_multiple_of(MIB).clamp(2 * MIB, 8 * MIB);
-        PartSizes { first: MIB, other, split: MIB }
+        PartSizes { first, other, split: MIB }
     }
 }
 
@@ -310,6 +312,14 @@ mod tests {
         assert!(!map.has_unleased_wanted());
         assert_eq!(map.lease_wanted(), None, "nobody waits for what is not on its way");
         assert_eq!(map.lease().unwrap().from, 1 << 20);
+    }
+
+    #[test]
+    fn what_is_small_is_one_part() {
+        for (size, first) in [(2 << 20, 2 << 20), ((2 << 20) + 1, 1 << 20)] {
+            let lease = PartMap::new(size, PartSizes::of(size)).lease();
+            assert_eq!(lease, Some(Lease { part: 0, from: 0, end: first, crc: 0 }), "of {size} bytes");
+        }
     }
 
     #[test]
