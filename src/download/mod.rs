@@ -11,11 +11,12 @@ mod retry;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
+use rustix::buffer::spare_capacity;
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SetOnce};
 
@@ -347,7 +348,18 @@ impl Drop for Reader {
 
 /// Reads `range` of `file`; a file too short is an error, never a short answer, which a reader would take for the end.
 pub fn read_exact(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
-    let mut buffer = vec![0; (range.end - range.start) as usize];
-    file.read_exact_at(&mut buffer, range.start)?;
+    let length = (range.end - range.start) as usize;
+    let mut buffer = Vec::with_capacity(length);
+    while buffer.len() < length {
+        let at = range.start + buffer.len() as u64;
+        // Into memory as it is: it need not be cleared first.
+        match rustix::io::pread(file, spare_capacity(&mut buffer), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // There may be room for more than was asked for.
+    buffer.truncate(length);
     Ok(buffer.into())
 }
