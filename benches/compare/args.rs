@@ -85,6 +85,8 @@ pub enum Workload {
     Tar,
     /// Many tarballs of all sizes, 16 at a time: cold, warm, half of them warm
     Bootstrap,
+    /// The same from a plain web server, as those without credentials read it: the shell layer and our scripts alone
+    Web,
     /// `ls -l` of a large directory, first and again
     Ls,
     /// Names that don't exist

@@ -29,6 +29,7 @@ pub const LOCAL: &str = "local file";
 pub const CACHE_FILE: &str = "cache file";
 
 /// Where a mount lives and what it reads.
+#[derive(Clone)]
 pub struct Setup {
     /// The mountpoint, an empty directory.
     pub mountpoint: PathBuf,
@@ -40,6 +41,8 @@ pub struct Setup {
     pub endpoint: String,
     /// What it shows of the bucket, ends in `/`.
     pub prefix: String,
+    /// Whether the server is asked as a plain web server, not as one of S3.
+    pub web: bool,
     /// What else our mount is told.
     pub flags: &'static [&'static str],
 }
@@ -56,7 +59,18 @@ impl Setup {
             give(dir, user)?;
         }
         let (home, endpoint, prefix) = (home.to_owned(), endpoint.to_owned(), prefix.to_owned());
-        Ok(Setup { mountpoint, cache, home, endpoint, prefix, flags: &[] })
+        Ok(Setup { mountpoint, cache, home, endpoint, prefix, web: false, flags: &[] })
+    }
+
+    /// What is read, as ours is told.
+    fn remote(&self) -> String {
+        let scheme = if self.web { format!("{}/", self.endpoint) } else { "s3://".to_owned() };
+        format!("{scheme}{BUCKET}/{}", self.prefix)
+    }
+
+    /// The flags of the S3 server.
+    fn server_flags(&self) -> Vec<&str> {
+        if self.web { Vec::new() } else { vec!["--endpoint-url", &self.endpoint] }
     }
 }
 
@@ -159,16 +173,17 @@ impl FileSystem {
         let path = std::env::join_paths(ours.into_iter().chain(std::env::split_paths(&path)));
         command.env("PATH", path.unwrap_or_default()).env("CACHE_LOCAL_DIR", &setup.cache);
         command.env("AZTEC_CACHE_MOUNTPOINT", &setup.mountpoint);
-        command.env("AZTEC_CACHE_REMOTE", format!("s3://{BUCKET}/{}", setup.prefix));
-        command.env("S3_BUILD_CACHE_AWS_PARAMS", format!("--endpoint-url {}", setup.endpoint));
+        command.env("AZTEC_CACHE_REMOTE", setup.remote());
+        if !setup.web {
+            command.env("S3_BUILD_CACHE_AWS_PARAMS", setup.server_flags().join(" "));
+        }
         command
     }
 
     /// Our command that fetches and unpacks an artifact.
     pub fn extract(&self, setup: &Setup, name: &str, into: &Path) -> Command {
         let mut command = self.command(setup);
-        command.args(["extract", "--endpoint-url", &setup.endpoint]);
-        command.arg("--remote").arg(format!("s3://{BUCKET}/{}", setup.prefix));
+        command.arg("extract").args(setup.server_flags()).arg("--remote").arg(setup.remote());
         command.arg("--cache-dir").arg(&setup.cache).arg(name).arg(into);
         command
     }
@@ -188,8 +203,8 @@ impl FileSystem {
 
     fn ours(&self, setup: &Setup) -> Command {
         let mut command = self.command(setup);
-        command.args(["mount", "--foreground", "--endpoint-url", &setup.endpoint]);
-        command.arg("--remote").arg(format!("s3://{BUCKET}/{}", setup.prefix));
+        command.args(["mount", "--foreground"]).args(setup.server_flags());
+        command.arg("--remote").arg(setup.remote());
         command.args(setup.flags).arg("--cache-dir").arg(&setup.cache).arg(&setup.mountpoint);
         command
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
+use aztec_cache_test_support::nginx::Nginx;
 use aztec_cache_test_support::proxy::{Profile, Proxy};
 use aztec_cache_test_support::s3::S3Server;
 use aztec_cache_test_support::seaweed::Seaweed;
@@ -88,6 +89,10 @@ pub fn serve(args: &[String]) -> Result<()> {
             let server = S3Server::start();
             obey(server.addr(), |words| command_of_memory(&server, words))
         }
+        ["nginx"] => {
+            let server = Nginx::start()?;
+            obey(server.addr(), |words| command_of_nginx(&server, words))
+        }
         ["proxy", upstream, latency, rate] => {
             let upstream = upstream.parse().map_err(|error| format!("{upstream}: {error}"))?;
             let latency =
@@ -121,6 +126,14 @@ fn command_of_memory(server: &S3Server, words: &[&str]) -> Option<Value> {
                 server.put(&format!("{prefix}{index:06}.tar.gz"), "x");
             }
         }
+        _ => return None,
+    }
+    Some(Value::Null)
+}
+
+fn command_of_nginx(server: &Nginx, words: &[&str]) -> Option<Value> {
+    match words {
+        ["put", path, file] => server.put(path, &std::fs::read(file).ok()?),
         _ => return None,
     }
     Some(Value::Null)

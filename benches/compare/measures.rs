@@ -132,6 +132,11 @@ pub fn judge(results: &Results) -> Vec<Measure> {
             found.ratio(("bootstrap.cold", slow, SCRIPTS_MOUNT), ("bootstrap.cold", slow, CURL_DIR)),
             0.5,
         ),
+        at_most(
+            "bootstrap cold by our scripts from a web server, S3-like: time / the shell layer's",
+            found.ratio(("web.cold", slow, SCRIPTS_MOUNT), ("web.cold", slow, CURL_DIR)),
+            0.5,
+        ),
         at_most("requests for a cold small file", found.one("requests.cold", None, OURS), 2.0),
         at_most("requests for a warm one", found.one("requests.warm", None, OURS), 0.0),
         // Heads of answers are counted with the bytes.

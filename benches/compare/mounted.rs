@@ -24,8 +24,8 @@ pub struct Mounted {
     /// Where the names are.
     root: PathBuf,
     child: Option<Child>,
-    /// Goes last.
-    _place: Scratch,
+    /// Goes last, where it isn't another's.
+    place: Option<Scratch>,
 }
 
 impl Mounted {
@@ -43,10 +43,16 @@ impl Mounted {
         flags: &'static [&'static str],
     ) -> Result<Mounted> {
         let place = work.scratch("mount-", fs.user.as_ref())?;
-        let mut setup = Setup::new(place.path(), endpoint, prefix, fs.user.as_ref())?;
-        setup.flags = flags;
+        let setup = Setup::new(place.path(), endpoint, prefix, fs.user.as_ref())?;
+        let mut mounted = Mounted::of(fs, Setup { flags, ..setup })?;
+        mounted.place = Some(place);
+        Ok(mounted)
+    }
+
+    /// Mounts what `setup` says.
+    pub fn of(fs: &FileSystem, setup: Setup) -> Result<Mounted> {
         let root = fs.root(&setup);
-        let mut mounted = Mounted { fs: fs.clone(), setup, root, child: None, _place: place };
+        let mut mounted = Mounted { fs: fs.clone(), setup, root, child: None, place: None };
         mounted.start()?;
         Ok(mounted)
     }
@@ -70,11 +76,6 @@ impl Mounted {
     /// Where our mount keeps the file of a name.
     pub fn cached(&self, name: &str) -> PathBuf {
         self.setup.cache.join(name)
-    }
-
-    /// Where it lives and what it reads.
-    pub fn setup(&self) -> &Setup {
-        &self.setup
     }
 
     /// Where the names are.

@@ -54,6 +54,8 @@ pub const ROWS: &[(&str, &str, Unit)] = &[
     ("bootstrap.cold", "bootstrap cold", Unit::Seconds),
     ("bootstrap.half", "bootstrap half warm", Unit::Seconds),
     ("bootstrap.warm", "bootstrap warm", Unit::Seconds),
+    ("web.cold", "bootstrap from a web server cold", Unit::Seconds),
+    ("web.warm", "bootstrap from a web server warm", Unit::Seconds),
     ("ls.first", "ls -l of {names} names, first", Unit::Seconds),
     ("ls.again", "ls -l of {names} names, again", Unit::Seconds),
     ("missing.first", "stat of {missing} names that don't exist", Unit::Seconds),

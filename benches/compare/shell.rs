@@ -49,6 +49,11 @@ impl Shell {
         self.tool == Tool::Aws
     }
 
+    /// Whether it reads from an S3 server alone.
+    pub fn speaks_s3(self) -> bool {
+        self.tool == Tool::Aws
+    }
+
     /// Whether it takes part in this run: what is far behind need not be measured more than once.
     pub fn takes_part(self, run: u32) -> bool {
         run == 0 || !self.is_slow_to_start()

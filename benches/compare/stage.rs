@@ -47,7 +47,7 @@ impl Stage {
             Server::Memory => "memory",
         };
         let server = Helper::start(&[name], dir)?;
-        let slow = Helper::start(&["proxy", &server.addr().to_string(), LATENCY_MS, RATE], dir)?;
+        let slow = proxy(&server, dir)?;
         Ok(Stage { slow, server, present: BTreeSet::new() })
     }
 
@@ -139,6 +139,37 @@ impl Stage {
         client.begin("GET", &path, &[], &[]).map_err(error)?.read(1).map_err(error)?;
         Ok((head, start.elapsed().as_secs_f64()))
     }
+}
+
+/// nginx, which everybody may read from, and the proxy before it.
+pub struct WebStage {
+    // Dropped in this order.
+    slow: Helper,
+    server: Helper,
+}
+
+impl WebStage {
+    /// Starts both; their files go below `dir`.
+    pub fn start(dir: &Path) -> Result<WebStage> {
+        let server = Helper::start(&["nginx"], dir)?;
+        let slow = proxy(&server, dir)?;
+        Ok(WebStage { slow, server })
+    }
+
+    /// The S3-like link's URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.slow.addr())
+    }
+
+    /// Puts a copy of `file` where an object `key` is at an S3 server.
+    pub fn put(&mut self, key: &str, file: &Path) -> Result<()> {
+        self.server.ask(&format!("put {BUCKET}/{key} {}", file.display())).map(drop)
+    }
+}
+
+/// The S3-like link to `server`.
+fn proxy(server: &Helper, dir: &Path) -> Result<Helper> {
+    Helper::start(&["proxy", &server.addr().to_string(), LATENCY_MS, RATE], dir)
 }
 
 /// With the checksum that S3 itself adds where its client sends none

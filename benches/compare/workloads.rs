@@ -24,6 +24,7 @@ pub fn run(workload: Workload, context: &mut Context) -> Result<()> {
         Workload::Read => read::run(context),
         Workload::Tar => tar::run(context),
         Workload::Bootstrap => bootstrap::run(context),
+        Workload::Web => bootstrap::run_web(context),
         Workload::Ls => ls::run(context),
         Workload::Missing => missing::run(context),
         Workload::Share => share::run(context),

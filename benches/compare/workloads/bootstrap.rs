@@ -15,6 +15,7 @@ use crate::contenders::{FileSystem, LOCAL, SCRIPTS_MOUNT, Setup};
 use crate::context::Context;
 use crate::mounted::Mounted;
 use crate::shell::Shell;
+use crate::stage::WebStage;
 use crate::work_dir::{self, give};
 use crate::{Result, process, task};
 
@@ -24,6 +25,17 @@ const JOBS: usize = 16;
 /// One in so many is there already when a bootstrap is half warm.
 const HALF: usize = 2;
 
+/// Where the shell layer and our scripts read from, and the rows of their figures.
+struct Origin {
+    url: String,
+    /// Asked as a plain web server, not as one of S3.
+    web: bool,
+    link: Link,
+    cold: &'static str,
+    /// None when that is measured over another link.
+    warm: Option<&'static str>,
+}
+
 /// Runs the workload.
 pub fn run(context: &mut Context) -> Result<()> {
     let dir = context.work.scratch("bootstrap-", None)?;
@@ -32,21 +44,45 @@ pub fn run(context: &mut Context) -> Result<()> {
         context.stage()?.put(&key(artifact), || artifact.bytes())?;
     }
     for run in 0..context.runs {
-        let what = format!("bootstrap, run {}", run + 1);
         for link in context.links.clone() {
-            let what = format!("{what}, {}", link.name());
+            let what = format!("bootstrap, run {}, {}", run + 1, link.name());
+            let warm = is_last(context, link).then_some("bootstrap.warm");
+            let origin = Origin { url: context.url(link)?, web: false, link, cold: "bootstrap.cold", warm };
             for shell in context.shells_of(run) {
                 if !(shell.is_slow_to_start() && context.scale.is_quick()) {
-                    context
-                        .attempt(shell.name, &what, |context| by_shell(context, shell, link, &artifacts))?;
+                    context.attempt(shell.name, &what, |context| {
+                        by_shell(context, shell, &origin, &artifacts)
+                    })?;
                 }
             }
             for fs in Context::turn(&context.file_systems, run) {
                 context.attempt(fs.name, &what, |context| by_mount(context, &fs, link, &artifacts))?;
             }
             for name in context.scripts.clone() {
-                context.attempt(name, &what, |context| by_scripts(context, name, link, &artifacts))?;
+                context.attempt(name, &what, |context| by_scripts(context, name, &origin, &artifacts))?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// The same from a plain web server, over the S3-like link, by those who read from one.
+pub fn run_web(context: &mut Context) -> Result<()> {
+    let dir = context.work.scratch("bootstrap-", None)?;
+    let artifacts = artifacts::bootstrap(dir.path(), &context.scale)?;
+    let mut stage = WebStage::start(context.work.path())?;
+    for artifact in &artifacts {
+        stage.put(&key(artifact), &artifact.local)?;
+    }
+    let (url, link) = (stage.url(), Link::S3Like);
+    let origin = Origin { url, web: true, link, cold: "web.cold", warm: Some("web.warm") };
+    for run in 0..context.runs {
+        let what = format!("bootstrap from a web server, run {}", run + 1);
+        for shell in context.shells_of(run).into_iter().filter(|shell| !shell.speaks_s3()) {
+            context.attempt(shell.name, &what, |context| by_shell(context, shell, &origin, &artifacts))?;
+        }
+        for name in context.scripts.clone() {
+            context.attempt(name, &what, |context| by_scripts(context, name, &origin, &artifacts))?;
         }
     }
     Ok(())
@@ -61,8 +97,7 @@ fn key(artifact: &Artifact) -> String {
     format!("{PREFIX}{}", artifact.name)
 }
 
-fn by_shell(context: &mut Context, shell: Shell, link: Link, artifacts: &[Artifact]) -> Result<()> {
-    let url = context.url(link)?;
+fn by_shell(context: &mut Context, shell: Shell, origin: &Origin, artifacts: &[Artifact]) -> Result<()> {
     let kept = context.work.scratch("fetch-", None)?;
     let file = |artifact: &Artifact| -> PathBuf { kept.path().join(&artifact.name) };
     let command = |artifact: &Artifact, into: &Path| {
@@ -70,21 +105,23 @@ fn by_shell(context: &mut Context, shell: Shell, link: Link, artifacts: &[Artifa
         if shell.keeps && file.exists() {
             return tar(task::program("tar", None), &file, into);
         }
-        shell.fetch_and_unpack(&url, &key(artifact), &file, into)
+        shell.fetch_and_unpack(&origin.url, &key(artifact), &file, into)
     };
     let seconds = all(context, None, artifacts, &command)?;
-    context.results.add("bootstrap.cold", Some(link), shell.name, seconds);
-    if shell.keeps && is_last(context, link) {
-        let seconds = all(context, None, artifacts, &command)?;
-        context.results.add("bootstrap.warm", None, shell.name, seconds);
-        for artifact in artifacts.iter().step_by(HALF) {
-            // Not removed: see `Scratch`.
-            fs::rename(file(artifact), file(artifact).with_extension("before"))
-                .map_err(|error| format!("{}: {error}", artifact.name))?;
-        }
-        let seconds = all(context, None, artifacts, &command)?;
-        context.results.add("bootstrap.half", Some(link), shell.name, seconds);
+    context.results.add(origin.cold, Some(origin.link), shell.name, seconds);
+    let Some(warm) = origin.warm.filter(|_| shell.keeps) else { return Ok(()) };
+    let seconds = all(context, None, artifacts, &command)?;
+    context.results.add(warm, None, shell.name, seconds);
+    if origin.web {
+        return Ok(());
     }
+    for artifact in artifacts.iter().step_by(HALF) {
+        // Not removed: see `Scratch`.
+        fs::rename(file(artifact), file(artifact).with_extension("before"))
+            .map_err(|error| format!("{}: {error}", artifact.name))?;
+    }
+    let seconds = all(context, None, artifacts, &command)?;
+    context.results.add("bootstrap.half", Some(origin.link), shell.name, seconds);
     Ok(())
 }
 
@@ -116,27 +153,28 @@ fn by_mount(context: &mut Context, fs: &FileSystem, link: Link, artifacts: &[Art
 }
 
 /// Our scripts, which a build calls once for each artifact.
-fn by_scripts(context: &mut Context, name: &'static str, link: Link, artifacts: &[Artifact]) -> Result<()> {
-    let url = context.url(link)?;
+fn by_scripts(
+    context: &mut Context,
+    name: &'static str,
+    origin: &Origin,
+    artifacts: &[Artifact],
+) -> Result<()> {
     let fs = context.own.clone();
     let place = context.work.scratch("scripts-", fs.user.as_ref())?;
-    let unmounted = Setup::new(place.path(), &url, PREFIX, fs.user.as_ref())?;
-    let mounted = match name {
-        SCRIPTS_MOUNT => Some(Mounted::new(&fs, &context.work, &url, PREFIX)?),
-        _ => None,
-    };
-    let setup = mounted.as_ref().map_or(&unmounted, Mounted::setup);
+    let setup = Setup::new(place.path(), &origin.url, PREFIX, fs.user.as_ref())?;
+    let setup = Setup { web: origin.web, ..setup };
+    let mounted = (name == SCRIPTS_MOUNT).then(|| Mounted::of(&fs, setup.clone())).transpose()?;
     let command = |artifact: &Artifact, into: &Path| {
-        let mut command = fs.script(setup, "cache_download");
+        let mut command = fs.script(&setup, "cache_download");
         command.arg(&artifact.name).arg(into);
         command
     };
     let seconds = all(context, fs.user.as_ref(), artifacts, &command)?;
-    context.results.add("bootstrap.cold", Some(link), name, seconds);
-    if is_last(context, link) {
+    context.results.add(origin.cold, Some(origin.link), name, seconds);
+    if let Some(warm) = origin.warm {
         mounted.iter().try_for_each(Mounted::wait_until_idle)?;
         let seconds = all(context, fs.user.as_ref(), artifacts, &command)?;
-        context.results.add("bootstrap.warm", None, name, seconds);
+        context.results.add(warm, None, name, seconds);
     }
     Ok(())
 }
