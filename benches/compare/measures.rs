@@ -1,7 +1,7 @@
 //! The measures that aztec-cache set itself, and whether the results reach them.
 
 use crate::args::Link;
-use crate::contenders::{CACHE_FILE, LOCAL, OURS, OURS_USER, SCRIPTS_MOUNT};
+use crate::contenders::{CACHE_FILE, LOCAL, OURS, OURS_USER, SCRIPTS, SCRIPTS_MOUNT};
 use crate::results::{Results, Row};
 use crate::shell::{CURL, CURL_DIR};
 use crate::workloads::ROUND_TRIPS;
@@ -134,6 +134,11 @@ pub fn judge(results: &Results) -> Vec<Measure> {
         ),
         at_most(
             "bootstrap cold by our scripts from a web server, S3-like: time / the shell layer's",
+            found.ratio(("web.cold", slow, SCRIPTS), ("web.cold", slow, CURL_DIR)),
+            0.5,
+        ),
+        at_most(
+            "the same with our mount: time / the shell layer's",
             found.ratio(("web.cold", slow, SCRIPTS_MOUNT), ("web.cold", slow, CURL_DIR)),
             0.5,
         ),
