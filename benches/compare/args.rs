@@ -85,8 +85,6 @@ pub enum Workload {
     Tar,
     /// Many tarballs of all sizes, 16 at a time: cold, warm, half of them warm
     Bootstrap,
-    /// The same from a plain web server, as those without credentials read it: the shell layer and our scripts alone
-    Web,
     /// `ls -l` of a large directory, first and again
     Ls,
     /// Names that don't exist
@@ -103,6 +101,9 @@ pub enum Workload {
     Upload,
     /// A file of 10 MB copied into the mount, until it is safe on this disk
     Copy,
+    /// `bootstrap` from a plain web server over the S3-like link, as those without credentials read it: the shell layer and our
+    /// scripts alone
+    Web,
 }
 
 /// How the server is reached.

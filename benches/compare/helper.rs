@@ -133,7 +133,7 @@ fn command_of_memory(server: &S3Server, words: &[&str]) -> Option<Value> {
 
 fn command_of_nginx(server: &Nginx, words: &[&str]) -> Option<Value> {
     match words {
-        ["put", path, file] => server.put(path, &std::fs::read(file).ok()?),
+        ["put", path, file @ ..] => server.put(path, &std::fs::read(file.join(" ")).ok()?),
         _ => return None,
     }
     Some(Value::Null)

@@ -44,19 +44,14 @@ impl Shell {
         all
     }
 
-    /// Whether it starts a Python interpreter.
-    pub fn is_slow_to_start(self) -> bool {
-        self.tool == Tool::Aws
-    }
-
-    /// Whether it reads from an S3 server alone.
-    pub fn speaks_s3(self) -> bool {
+    /// Whether it is the AWS CLI, which starts a Python interpreter and reads from S3 servers alone.
+    pub fn is_aws(self) -> bool {
         self.tool == Tool::Aws
     }
 
     /// Whether it takes part in this run: what is far behind need not be measured more than once.
     pub fn takes_part(self, run: u32) -> bool {
-        run == 0 || !self.is_slow_to_start()
+        run == 0 || !self.is_aws()
     }
 
     /// Fetches an object into `file`, or, if it doesn't keep, into nothing.

@@ -1,10 +1,12 @@
 //! Reads that leave nothing on disk, for when the disk has no room: a few blocks in memory.
 
+use std::future::ready;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::Either;
 use lru::LruCache;
 use tokio::runtime::Handle;
 
@@ -54,25 +56,26 @@ impl DirectReader {
     }
 
     fn block(&self, index: u64) -> impl Future<Output = Result<Bytes>> + Send + 'static {
-        let known = self.blocks.lock().unwrap_or_else(|e| e.into_inner()).get(&index).cloned();
-        let flight = known.is_none().then(|| {
-            self.flights.run(index, || {
-                let (store, object, blocks) = (self.store.clone(), self.object.clone(), self.blocks.clone());
-                async move {
-                    let block = fetch_block(&*store, &object, index).await?;
-                    blocks.lock().unwrap_or_else(|e| e.into_inner()).put(index, block.clone());
-                    Ok(block)
-                }
-            })
-        });
-        async move {
-            match (known, flight) {
-                (Some(block), _) => Ok(block),
-                (None, Some(flight)) => flight.await,
-                (None, None) => unreachable!("a block is known or fetched"),
-            }
+        if let Some(block) = known(&self.blocks, index) {
+            return Either::Left(ready(Ok(block)));
         }
+        Either::Right(self.flights.run(index, || {
+            let (store, object, blocks) = (self.store.clone(), self.object.clone(), self.blocks.clone());
+            async move {
+                // It may have come after it was looked for, and before this began.
+                if let Some(block) = known(&blocks, index) {
+                    return Ok(block);
+                }
+                let block = fetch_block(&*store, &object, index).await?;
+                blocks.lock().unwrap_or_else(|e| e.into_inner()).put(index, block.clone());
+                Ok(block)
+            }
+        }))
     }
+}
+
+fn known(blocks: &Mutex<LruCache<u64, Bytes>>, index: u64) -> Option<Bytes> {
+    blocks.lock().unwrap_or_else(|e| e.into_inner()).get(&index).cloned()
 }
 
 async fn fetch_block(store: &dyn ObjectStore, object: &ObjectVersion, index: u64) -> Result<Bytes> {

@@ -49,7 +49,7 @@ pub fn run(context: &mut Context) -> Result<()> {
             let warm = is_last(context, link).then_some("bootstrap.warm");
             let origin = Origin { url: context.url(link)?, web: false, link, cold: "bootstrap.cold", warm };
             for shell in context.shells_of(run) {
-                if !(shell.is_slow_to_start() && context.scale.is_quick()) {
+                if !(shell.is_aws() && context.scale.is_quick()) {
                     context.attempt(shell.name, &what, |context| {
                         by_shell(context, shell, &origin, &artifacts)
                     })?;
@@ -68,6 +68,9 @@ pub fn run(context: &mut Context) -> Result<()> {
 
 /// The same from a plain web server, over the S3-like link, by those who read from one.
 pub fn run_web(context: &mut Context) -> Result<()> {
+    if !context.links.contains(&Link::S3Like) {
+        return Ok(());
+    }
     let dir = context.work.scratch("bootstrap-", None)?;
     let artifacts = artifacts::bootstrap(dir.path(), &context.scale)?;
     let mut stage = WebStage::start(context.work.path())?;
@@ -78,7 +81,7 @@ pub fn run_web(context: &mut Context) -> Result<()> {
     let origin = Origin { url, web: true, link, cold: "web.cold", warm: Some("web.warm") };
     for run in 0..context.runs {
         let what = format!("bootstrap from a web server, run {}", run + 1);
-        for shell in context.shells_of(run).into_iter().filter(|shell| !shell.speaks_s3()) {
+        for shell in context.shells_of(run).into_iter().filter(|shell| !shell.is_aws()) {
             context.attempt(shell.name, &what, |context| by_shell(context, shell, &origin, &artifacts))?;
         }
         for name in context.scripts.clone() {
