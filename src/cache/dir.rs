@@ -1,6 +1,6 @@
 //! The cache directory: what is in it, and the way in.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -28,6 +28,8 @@ use crate::object::{ADOPTED, ETag, Key, ObjectVersion, RESERVED};
 
 /// A file used again within this time keeps its time of use: it is the same use to whoever evicts.
 const SAME_USE: Duration = Duration::from_millis(10);
+/// How often to try, a millisecond apart, to lock a file that another process holds.
+const PIN_ATTEMPTS: u32 = 20;
 
 /// A directory of complete artifacts, each a plain file under its own name, shared with shell scripts, other
 /// mounts and people, who may add and remove files at any time.
@@ -197,10 +199,7 @@ impl CacheDir {
         if !is_file(&stat) || !is_it(&stat) {
             return None;
         }
-        // Locked files are not evicted. Where that fails one is being evicted now, which an open file outlives.
-        if let Err(e) = file.try_lock_shared() {
-            log::debug!("{key}: can't lock: {e}");
-        }
+        pin(&file, key);
         // Recency is the file's own atime, so that every process and a restart agree on it.
         let used =
             Duration::new(stat.st_atime.max(0) as u64, stat.st_atime_nsec.clamp(0, 999_999_999) as u32);
@@ -477,4 +476,16 @@ impl Read for Paced<'_> {
         (self.pace)(length as u64);
         Ok(length)
     }
+}
+/// Locks an open file, so that it isn't evicted. Whoever has just given it its name holds it for a moment more; one that is being
+/// evicted stays open all the same.
+fn pin(file: &File, key: &Key) {
+    for _ in 0..PIN_ATTEMPTS {
+        match file.try_lock_shared() {
+            Ok(()) => return,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            Err(TryLockError::Error(e)) => return log::debug!("{key}: can't lock: {e}"),
+        }
+    }
+    log::debug!("{key}: another process holds it");
 }
