@@ -28,8 +28,8 @@ const URGENT_WORKERS: usize = 4;
 /// How long the others wait for the first one's first bytes, which a reader most likely waits for, too: many requests at
 /// once keep each other, the machine and the server busy.
 const HEAD_START: Duration = Duration::from_millis(5);
-/// Bytes gathered before a write, unless a reader waits for them or no more come for a while: each write costs two changes
-/// of threads.
+/// Bytes gathered before a write, unless a reader waits for no more than these or no more come for a while: each write costs
+/// two changes of threads.
 const WRITE: usize = 512 << 10;
 /// That while.
 const GATHER: Duration = Duration::from_millis(2);
@@ -183,7 +183,7 @@ impl Download {
             let mut length = first.len();
             let mut chunks = vec![first];
             while length < WRITE
-                && let Some(chunk) = fetch.next_within(self.patience(&lease)).await
+                && let Some(chunk) = fetch.next_within(self.patience(&lease, length)).await
             {
                 length += chunk.len();
                 chunks.push(chunk);
@@ -202,9 +202,11 @@ impl Download {
         Ok(())
     }
 
-    /// How long more bytes of `lease` are waited for before those that are here are written: not at all if a reader waits.
-    fn patience(&self, lease: &Lease) -> Duration {
-        if self.map().is_awaited(lease.part) { Duration::ZERO } else { GATHER }
+    /// How long more bytes of `lease` are waited for before the first `length`, which have come, are written: not at all if
+    /// they are what a reader waits for.
+    fn patience(&self, lease: &Lease, length: usize) -> Duration {
+        let come = lease.from + length as u64;
+        if self.map().is_awaited(lease.part, come) { Duration::ZERO } else { GATHER }
     }
 
     /// Writes `chunks` where `lease` begins; returns the CRC64NVME of the part so far, of the bytes as they were received.

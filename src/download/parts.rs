@@ -138,11 +138,12 @@ impl PartMap {
         woken
     }
 
-    /// Whether a reader waits for the next bytes of the part that starts at `start`.
-    pub fn is_awaited(&self, start: u64) -> bool {
+    /// Whether a reader waits for the next bytes of the part that starts at `start`, and needs none of it beyond `end`.
+    pub fn is_awaited(&self, start: u64, end: u64) -> bool {
         let Some(part) = self.parts.get(&start) else { return false };
         self.waiters.iter().any(|w| {
             !w.wake.is_closed()
+                && w.range.end.min(part.end) <= end
                 && self.first_missing(&w.range).is_some_and(|at| (part.filled..part.end).contains(&at))
         })
     }
@@ -312,6 +313,21 @@ mod tests {
         assert!(!map.has_unleased_wanted());
         assert_eq!(map.lease_wanted(), None, "nobody waits for what is not on its way");
         assert_eq!(map.lease().unwrap().from, 1 << 20);
+    }
+
+    #[test]
+    fn a_reader_is_in_a_hurry_once_all_it_waits_for_has_come() {
+        let mut map = PartMap::new(20 << 20, PartSizes::of(20 << 20));
+        let lease = map.lease().unwrap();
+        assert!(!map.is_awaited(lease.part, 100), "nobody waits");
+        let woken = map.wait(1000..(1 << 20) + 1000);
+        assert!(!map.is_awaited(lease.part, 2000), "more of this part is missing");
+        assert!(map.is_awaited(lease.part, 1 << 20), "what is left comes with another part");
+        assert!(!map.is_awaited(1 << 20, 2 << 20), "the other part's bytes alone are of no use");
+        map.advance(lease.part, 1 << 20, 0);
+        assert!(map.is_awaited(1 << 20, (1 << 20) + 1000) && !map.is_awaited(1 << 20, (1 << 20) + 999));
+        drop(woken);
+        assert!(!map.is_awaited(1 << 20, 2 << 20), "it has gone");
     }
 
     #[test]
