@@ -83,7 +83,7 @@ pub struct Engine {
     coherence: Coherence,
     fetcher: Arc<Fetcher>,
     filler: Option<Arc<Filler>>,
-    /// What is too old is looked for once, and not for a mere hit.
+    /// What is too old is looked for once at most, and not for a mere hit.
     sweep: Once,
 }
 
@@ -197,7 +197,9 @@ impl Engine {
     }
 
     fn begin_sweep(&self) {
-        if let (Some(cache), Some(runtime)) = (self.cache.clone(), &self.runtime) {
+        if let (Some(cache), Some(runtime)) = (self.cache.clone(), &self.runtime)
+            && cache.is_sweep_due()
+        {
             runtime.spawn_blocking(move || cache.sweep());
         }
     }

@@ -170,6 +170,11 @@ impl CacheDir {
         }
     }
 
+    /// Whether no process has swept the directory for an hour.
+    pub fn is_sweep_due(&self) -> bool {
+        self.writable && sweep::is_due(&self.dirs)
+    }
+
     /// The complete file that holds `key`, if there is one.
     pub fn lookup(&self, key: &Key) -> Option<CachedFile> {
         self.examine(key, &self.dirs.stat(key)?)

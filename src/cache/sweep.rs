@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::dir::Type;
 use nix::fcntl::OFlag;
+use nix::sys::stat::{fstat, futimens};
+use nix::sys::time::TimeSpec;
 
 use crate::cache::dirs::{Dirs, read_dir};
 use crate::cache::{beneath, journal, meta, notes, partial, quarantine, spool};
@@ -23,8 +25,30 @@ const UNLOCKED_AGE: Duration = Duration::ZERO;
 /// Metadata is written shortly before its file gets its name, and to a temporary file shortly before that.
 const METADATA_AGE: Duration = Duration::from_secs(3600);
 
+/// The file whose modification time says when the last sweep began, by whatever process.
+const STAMP: &str = "swept";
+/// A sweep looks at every artifact, so that a command makes one only when there was none for so long.
+const EVERY: Duration = Duration::from_secs(3600);
+
+/// Whether the last sweep was long ago.
+pub fn is_due(dirs: &Dirs) -> bool {
+    let stamp = beneath::open(&dirs.state, Path::new(STAMP), OFlag::O_PATH).and_then(|fd| Ok(fstat(&fd)?));
+    let began = stamp.map(|stat| SystemTime::UNIX_EPOCH + Duration::from_secs(stat.st_mtime.max(0) as u64));
+    // One in the future is of a clock that was wrong.
+    !began.is_ok_and(|began| began.elapsed().is_ok_and(|age| age < EVERY))
+}
+
+/// Before anything is removed: of many commands that begin at once, few need to do it.
+fn note_begin(dirs: &Dirs) {
+    let stamp = beneath::open(&dirs.state, Path::new(STAMP), OFlag::O_WRONLY | OFlag::O_CREAT);
+    if let Err(e) = stamp.and_then(|fd| Ok(futimens(&fd, &TimeSpec::UTIME_NOW, &TimeSpec::UTIME_NOW)?)) {
+        log::debug!("can't note that what is old is removed: {e}");
+    }
+}
+
 /// Walks our own directories and removes what is too old. Files that a process is working on are locked, or young.
 pub fn sweep(dirs: &Dirs) {
+    note_begin(dirs);
     remove_old(dirs, partial::DIR, |path| match path.extension() {
         None => PARTIAL_AGE,
         Some(_) => METADATA_AGE,

@@ -1,9 +1,11 @@
 //! `get`: an artifact on stdout or in a file, whole or with an error.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime};
 
 use aztec_cache_test_support::artifacts::random_bytes;
 use aztec_cache_test_support::s3::S3Server;
@@ -40,6 +42,31 @@ fn a_kept_file_that_was_damaged_since_is_fetched_anew() {
     let output = run(&place, &["get", "noir-1.tar.gz"]);
     assert!(output.status.success(), "{output:?}");
     assert_same("mended", &output.stdout, &body);
+}
+
+#[test]
+fn leftovers_are_looked_for_once_an_hour() {
+    let (server, hour) = (S3Server::start(), Duration::from_secs(3600));
+    let place = Place::of(&server);
+    let leftover = place.cache().join(".aztec-cache/partial/0123456789abcdef");
+    let touch = |path: &Path, at: SystemTime| {
+        File::options().create(true).append(true).open(path).unwrap().set_modified(at).unwrap();
+    };
+    let get = |name: &str| {
+        server.put(&key(name), name.to_owned());
+        assert_eq!(quiet_output(&place, &["get", name]), name.as_bytes());
+    };
+    get("noir-1.flag");
+    touch(&leftover, SystemTime::UNIX_EPOCH);
+    get("noir-2.flag");
+    assert!(leftover.exists(), "the first one has looked");
+    // One in the future is of a clock that was wrong.
+    for (at, name) in [(SystemTime::now() - hour, "noir-3.flag"), (SystemTime::now() + hour, "noir-4.flag")] {
+        touch(&leftover, SystemTime::UNIX_EPOCH);
+        touch(&place.cache().join(".aztec-cache/swept"), at);
+        get(name);
+        assert!(!leftover.exists(), "{name}");
+    }
 }
 
 #[test]

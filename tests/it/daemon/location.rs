@@ -175,7 +175,7 @@ fn keys_named_like_the_mountpoint_or_our_own_directory_do_no_harm() {
         mount.unmount();
         assert_eq!(names_in(&path), [""; 0], "{name}: nothing was put under the mountpoint");
         let own = place.cache().join(".aztec-cache");
-        let expected = ["format", "journal", "meta", "notes", "partial", "space", "spool"];
+        let expected = ["format", "journal", "meta", "notes", "partial", "space", "spool", "swept"];
         assert_eq!(names_in(&own), expected, "{name}");
     }
 }
