@@ -20,6 +20,9 @@ use crate::object::{DISABLED, InvalidKey, Key};
 use crate::store::{self, ObjectStore};
 use crate::upload::Uploads;
 
+/// Threads of a command that wait for the network. What arrives is hashed and written by others, and one more takes longer to
+/// start than it saves with most artifacts.
+const WORKERS: usize = 1;
 /// How long what is being filled may take once the command is done.
 const DRAIN: Duration = Duration::from_secs(30);
 /// How long tasks under way may take to clean up.
@@ -43,12 +46,13 @@ pub fn open_cache(dir: Option<&Path>, limits: SpaceLimits, mountpoint: Option<&P
     }
 }
 
-/// The threads that wait for the network and for the disk.
+/// The threads that wait for the network, so many `workers`, and those that wait for the disk, as many as it takes.
 ///
 /// # Errors
 /// The system gives no threads.
-pub fn runtime() -> Result<Runtime> {
-    let runtime = Builder::new_multi_thread().worker_threads(2).max_blocking_threads(64).enable_all().build();
+pub fn runtime(workers: usize) -> Result<Runtime> {
+    let runtime =
+        Builder::new_multi_thread().worker_threads(workers).max_blocking_threads(64).enable_all().build();
     runtime.map_err(|e| Error::new(Kind::Internal, format!("can't start threads: {e}")))
 }
 
@@ -94,7 +98,7 @@ impl Engine {
     /// A certificate file that can't be read.
     pub fn new(config: &EngineConfig, cache: Option<Arc<CacheDir>>) -> Result<Engine> {
         let store = store::open(&config.remotes, &config.s3)?;
-        let runtime = runtime()?;
+        let runtime = runtime(WORKERS)?;
         let coherence = Coherence::new(cache.clone(), config.revalidate);
         let handle = runtime.handle();
         let listings = Arc::new(Listings::new(store.clone(), coherence.clone(), handle.clone()));

@@ -36,6 +36,8 @@ use crate::verify::scrub;
 /// How long a mount waits to hear about its remote, only to be able to say that something is wrong with it.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
 const READAHEAD_KIB: u32 = 512;
+/// Threads that wait for the network.
+const WORKERS: usize = 2;
 /// How long open files stay readable after a signal.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long uploads may take once it is unmounted. What is left then is in the journal, for the next mount.
@@ -56,7 +58,7 @@ pub fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let mountpoint = Mountpoint::prepare(&config.mountpoint)?;
     let path = mountpoint.path().to_owned();
     let cache = cache.map(Arc::new);
-    let runtime = engine::runtime()?;
+    let runtime = engine::runtime(WORKERS)?;
     let probe = runtime.spawn(probe(store.clone()));
     if let Some(cache) = cache.clone() {
         if let Some(period) = config.scrub {

@@ -163,7 +163,7 @@ pub fn perform(url: &str, local: &Path) -> Result<Value> {
     let options = S3Options { endpoint_url: Some(url.to_owned()), ..S3Options::default() };
     let remote = Remote::parse("", &format!("s3://{BUCKET}/{PREFIX}")).map_err(|error| say(&error))?;
     let store = store::open(&[remote], &options).map_err(|error| say(&error))?;
-    let runtime = aztec_cache::engine::runtime().map_err(|error| say(&error))?;
+    let runtime = aztec_cache::engine::runtime(2).map_err(|error| say(&error))?;
     let key = Key::new(NAME).map_err(|error| format!("{NAME}: {error:?}"))?;
     let before = peak_memory_of(std::process::id())?;
     let start = Instant::now();

@@ -37,7 +37,7 @@ struct Remotes {
 impl Remotes {
     fn new(remotes: &[Remote], options: &S3Options) -> Remotes {
         let store = store::open(remotes, options).expect("no certificates are needed");
-        Remotes { runtime: aztec_cache::engine::runtime().expect("threads"), store }
+        Remotes { runtime: aztec_cache::engine::runtime(2).expect("threads"), store }
     }
 
     /// The test server's bucket, asked without a signature.
