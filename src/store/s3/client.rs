@@ -1,10 +1,12 @@
 //! The SDK's client: credentials, region, time-outs, retries.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::environment::credentials::EnvironmentVariableCredentialsProvider;
 use aws_config::environment::region::EnvironmentVariableRegionProvider;
 use aws_config::imds;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
@@ -18,7 +20,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{
-    Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
+    Builder, Region, RequestChecksumCalculation, ResponseChecksumValidation, SharedHttpClient,
     StalledStreamProtectionConfig,
 };
 use aws_smithy_runtime_api::client::http::{SharedHttpConnector, http_client_fn};
@@ -34,14 +36,36 @@ const IMDS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The client, and whether it signs.
 pub struct S3Client {
-    pub sdk: Client,
-    /// The same, which asks only once.
-    pub once: Client,
-    /// The same, which asks only once and waits without an end: whoever sends a body knows whether it gets on.
-    pub upload: Client,
+    config: Builder,
+    // Each is made for the first who needs it, which takes a while.
+    sdk: OnceLock<Client>,
+    once: OnceLock<Client>,
+    upload: OnceLock<Client>,
     pub signed: bool,
     /// Whether Amazon's own S3 is asked, not another server that speaks its language.
     pub is_amazon: bool,
+}
+
+impl S3Client {
+    /// Asks again when that may help.
+    pub fn sdk(&self) -> &Client {
+        self.sdk.get_or_init(|| Client::from_conf(self.config.clone().build()))
+    }
+
+    /// Asks only once.
+    pub fn once(&self) -> &Client {
+        self.once.get_or_init(|| Client::from_conf(self.asking_once().build()))
+    }
+
+    /// Asks only once and waits without an end: whoever sends a body knows whether it gets on.
+    pub fn upload(&self) -> &Client {
+        let patient = || self.asking_once().timeout_config(TimeoutConfig::disabled());
+        self.upload.get_or_init(|| Client::from_conf(patient().build()))
+    }
+
+    fn asking_once(&self) -> Builder {
+        self.config.clone().retry_config(RetryConfig::disabled())
+    }
 }
 
 /// Finds region and credentials and makes the client. Doesn't fail: credentials that can't be loaded fail each
@@ -85,12 +109,10 @@ pub async fn connect(options: &S3Options, connector: Connector) -> S3Client {
     let shared = loader.load().await;
     let is_amazon = shared.endpoint_url().is_none();
     let path_style = options.force_path_style || !is_amazon;
-    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(path_style);
+    let config = Builder::from(&shared).force_path_style(path_style);
     let config = if signed { config } else { config.allow_no_auth() };
-    let once = config.clone().retry_config(RetryConfig::disabled());
-    let upload = once.clone().timeout_config(TimeoutConfig::disabled());
-    let [sdk, once, upload] = [config, once, upload].map(|config| Client::from_conf(config.build()));
-    S3Client { sdk, once, upload, signed, is_amazon }
+    let (sdk, once, upload) = (OnceLock::new(), OnceLock::new(), OnceLock::new());
+    S3Client { config, sdk, once, upload, signed, is_amazon }
 }
 
 fn http_client(connector: Connector) -> SharedHttpClient {
@@ -119,6 +141,12 @@ async fn credentials(
     http: SharedHttpClient,
     region: Region,
 ) -> Option<SharedCredentialsProvider> {
+    // What the chain asks first; to set up the rest of it takes as long as a request.
+    if options.profile.is_none()
+        && let Ok(found) = EnvironmentVariableCredentialsProvider::new().provide_credentials().await
+    {
+        return Some(SharedCredentialsProvider::new(found));
+    }
     let provider_config = ProviderConfig::default().with_http_client(http).with_region(Some(region.clone()));
     let imds = imds::Client::builder()
         .configure(&provider_config)

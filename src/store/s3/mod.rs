@@ -100,7 +100,7 @@ impl S3Store {
         if !client.signed {
             return hidden();
         }
-        match self.list_right(&client.sdk).await {
+        match self.list_right(client.sdk()).await {
             ListRight::Denied => hidden(),
             ListRight::Granted => failure.error,
             ListRight::BadCredentials(error) => error,
@@ -170,7 +170,7 @@ impl ObjectStore for S3Store {
     async fn head(&self, key: &Key) -> Result<ObjectVersion> {
         let client = self.client().await;
         let what = self.what(key);
-        let request = client.sdk.head_object().bucket(&self.bucket).key(self.full_key(key));
+        let request = client.sdk().head_object().bucket(&self.bucket).key(self.full_key(key));
         let request = request.checksum_mode(ChecksumMode::Enabled);
         let head = match request.send().await.map_err(|e| Failure::new(&e, &what)) {
             Ok(head) => head,
@@ -178,7 +178,7 @@ impl ObjectStore for S3Store {
                 return Err(self.explain_forbidden(client, failure, &what).await);
             }
             Err(failure) if failure.is_unexplained_bad_request() => {
-                return Err(self.explain_bad_request(&client.sdk, failure).await);
+                return Err(self.explain_bad_request(client.sdk(), failure).await);
             }
             Err(failure) => return Err(failure.error),
         };
@@ -197,7 +197,7 @@ impl ObjectStore for S3Store {
 
     async fn part_size(&self, object: &ObjectVersion) -> Result<Option<u64>> {
         let client = self.client().await;
-        let request = client.sdk.head_object().bucket(&self.bucket).key(self.full_key(&object.key));
+        let request = client.sdk().head_object().bucket(&self.bucket).key(self.full_key(&object.key));
         let request = request.if_match(object.etag.as_str()).part_number(1);
         let head = request.send().await.map_err(|e| Failure::new(&e, &self.what(&object.key)).error)?;
         let size = head.content_length().and_then(|size| u64::try_from(size).ok());
@@ -212,7 +212,7 @@ impl ObjectStore for S3Store {
         if let Some(ListRight::Denied) = self.remembered_list_right() {
             return Err(Error::new(Kind::ListDenied, format!("{what}: not granted when last asked")));
         }
-        let request = client.sdk.list_objects_v2().bucket(&self.bucket).prefix(&prefix).delimiter("/");
+        let request = client.sdk().list_objects_v2().bucket(&self.bucket).prefix(&prefix).delimiter("/");
         let request = request.max_keys(limit.into()).set_continuation_token(token);
         // XML can't carry every byte that a key can: https://docs.aws.amazon.com/AmazonS3/latest/API/API_ListObjectsV2.html
         match request.encoding_type(EncodingType::Url).send().await.map_err(|e| Failure::new(&e, &what)) {
@@ -233,7 +233,7 @@ impl ObjectStore for S3Store {
     async fn get(&self, object: &ObjectVersion, range: Range<u64>) -> Result<Body> {
         let client = self.client().await;
         let what = self.what(&object.key);
-        let request = client.once.get_object().bucket(&self.bucket).key(self.full_key(&object.key));
+        let request = client.once().get_object().bucket(&self.bucket).key(self.full_key(&object.key));
         let request = request.if_match(object.etag.as_str());
         let request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
         let output = match request.send().await.map_err(|e| Failure::new(&e, &what)) {

@@ -84,7 +84,7 @@ async fn create(upload: &Upload<'_>) -> Result<Pending, Failure> {
     let (store, what) = (upload.store, &upload.what);
     let key = store.full_key(upload.key);
     let created = persist(store.options.patience, || async {
-        let request = upload.client.once.create_multipart_upload().bucket(&store.bucket).key(&key);
+        let request = upload.client.once().create_multipart_upload().bucket(&store.bucket).key(&key);
         let request = match upload.dialect.checksums {
             true => request
                 .checksum_algorithm(ChecksumAlgorithm::Crc64Nvme)
@@ -119,7 +119,7 @@ async fn send_part(upload: &Upload<'_>, id: &str, number: i32, range: Range<u64>
     let (output, transfer) = persist(store.options.patience, || async {
         let transfer = Transfer::new(upload.payload, range.clone());
         let request =
-            upload.client.upload.upload_part().bucket(&store.bucket).key(store.full_key(upload.key));
+            upload.client.upload().upload_part().bucket(&store.bucket).key(store.full_key(upload.key));
         let request = request.upload_id(id).part_number(number).set_checksum_crc64_nvme(crc.clone());
         let request = request.set_content_md5(checksum.header_if(Algorithm::Md5));
         let _slot = store.slot().await?;
@@ -152,7 +152,7 @@ async fn complete(
                 return Err(Failure::taken(&upload.what));
             }
         }
-        let request = upload.client.upload.complete_multipart_upload().bucket(&upload.store.bucket);
+        let request = upload.client.upload().complete_multipart_upload().bucket(&upload.store.bucket);
         let request = request.key(upload.store.full_key(upload.key)).upload_id(id);
         let request = request.set_if_none_match(upload.condition()).multipart_upload(named.clone());
         let request = match &whole {
@@ -242,7 +242,7 @@ struct Pending {
 impl Pending {
     fn new(store: &S3Store, client: &S3Client, key: &Key, what: &str, id: &str) -> Pending {
         Pending {
-            client: client.once.clone(),
+            client: client.once().clone(),
             bucket: store.bucket.clone(),
             key: store.full_key(key),
             id: id.to_owned(),

@@ -98,7 +98,7 @@ impl S3Store {
 
     /// [`ObjectStore::delete`].
     pub(super) async fn remove(&self, key: &Key) -> Result<()> {
-        let request = self.client().await.sdk.delete_object().bucket(&self.bucket).key(self.full_key(key));
+        let request = self.client().await.sdk().delete_object().bucket(&self.bucket).key(self.full_key(key));
         match request.send().await.map_err(|e| Failure::of_write(&e, &self.what(key))) {
             Err(failure) if !failure.is_no_object() => Err(failure.error),
             _ => Ok(()),
@@ -204,7 +204,7 @@ impl Upload<'_> {
         let checksum = self.checksum(whole.clone()).await?;
         self.payload.check(&checksum, &self.what)?;
         let transfer = Transfer::new(self.payload, whole);
-        let request = self.client.upload.put_object().bucket(&self.store.bucket);
+        let request = self.client.upload().put_object().bucket(&self.store.bucket);
         let request = request.key(self.store.full_key(self.key)).set_if_none_match(self.condition());
         let request = request.set_checksum_crc64_nvme(checksum.header_if(Algorithm::Crc64Nvme));
         let request = request.set_content_md5(checksum.header_if(Algorithm::Md5));
