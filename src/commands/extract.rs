@@ -30,7 +30,8 @@ pub fn run(args: &ExtractArgs) -> Result<()> {
     }
     let key = key(&args.name)?;
     refuse_disabled(&key)?;
-    unpack_artifact(&key, args).map_err(|failure| error(&args.name, failure))
+    let start = Start::new(&args.engine)?;
+    unpack_artifact(start, &key, &args.dir).map_err(|failure| error(&args.name, failure))
 }
 
 fn from_stdin(args: &ExtractArgs) -> Result<()> {
@@ -38,33 +39,43 @@ fn from_stdin(args: &ExtractArgs) -> Result<()> {
     let shown = "standard input";
     let stdin = io::stdin().as_fd().try_clone_to_owned();
     let stdin = File::from(stdin.map_err(|e| Error::local(format!("can't read {shown}"), &e))?);
-    extract::extract_file(&args.dir, &stdin, Path::new(shown)).map_err(|failure| error(shown, failure))
+    extract::extract_file(&args.dir, stdin, shown).map_err(|failure| error(shown, failure))
 }
 
-fn unpack_artifact(key: &Key, args: &ExtractArgs) -> extract::Result<()> {
-    let start = Start::new(&args.engine)?;
+/// Unpacks the artifact `key` into `dir`. If it turns out that the local file is damaged, once more from a new one.
+///
+/// # Errors
+/// As for [`run`].
+pub fn unpack_artifact(start: Start, key: &Key, dir: &Path) -> extract::Result<()> {
     // What is complete here takes no remote, nor what it takes to ask one.
     if let Some(file) = start.local_file(key) {
-        match extract::extract_file(&args.dir, &file, Path::new(key.as_str())) {
+        match extract::extract_file(dir, file, key.as_str()) {
             Err(Failure::Archive(_)) if is_mended(start.cache.as_deref(), key) => {}
             other => return other,
         }
     }
     let engine = start.engine()?;
-    match unpack(&engine, key, args) {
-        Err(Failure::Archive(_)) if is_mended(engine.cache.as_deref(), key) => unpack(&engine, key, args),
+    match unpack(&engine, key, dir) {
+        Err(Failure::Archive(_)) if is_mended(engine.cache.as_deref(), key) => unpack(&engine, key, dir),
         other => other,
     }
 }
 
-fn unpack(engine: &Engine, key: &Key, args: &ExtractArgs) -> extract::Result<()> {
+fn unpack(engine: &Engine, key: &Key, dir: &Path) -> extract::Result<()> {
     let file = engine.wait(engine.open(key))?;
+    // While it arrives there is nothing to gain.
+    if extract::is_small(file.version().size) {
+        engine.wait(file.finished())?;
+        if let Some(local) = engine.cache.as_ref().and_then(|cache| cache.open_version(file.version())) {
+            return extract::extract_file(dir, local, key.as_str());
+        }
+    }
     let feed = |sink: &mut Sink| hand_over(engine, &file, &mut |piece| Ok(sink(piece)));
-    extract::extract(&args.dir, feed)
+    extract::extract(dir, feed)
 }
 
 /// Whether a local file is damaged, not only unpleasant, and was moved out of the way: the next one is fetched.
-fn is_mended(cache: Option<&CacheDir>, key: &Key) -> bool {
+pub fn is_mended(cache: Option<&CacheDir>, key: &Key) -> bool {
     let Some(cache) = cache else { return false };
     match examine(cache, key, &mut |_| {}) {
         Ok(Finding::Damaged(why)) => cache.quarantine(key, &why),
@@ -72,7 +83,8 @@ fn is_mended(cache: Option<&CacheDir>, key: &Key) -> bool {
     }
 }
 
-fn error(what: &str, failure: Failure) -> Error {
+/// What is said of `failure`, by the name of what was to be unpacked.
+pub fn error(what: &str, failure: Failure) -> Error {
     match failure {
         Failure::Archive(why) => Error::new(Kind::Damaged, format!("{what}: {why}")),
         Failure::Other(error) => error,

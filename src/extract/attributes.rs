@@ -2,7 +2,8 @@
 //! own what they unpack, their umask holds, and nothing runs as its owner.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -62,7 +63,9 @@ impl Rules {
 
 /// Linux says it without changing it, for which other threads would have to hold still.
 fn umask() -> Option<u32> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
+    // Room for all of it, whose length nobody knows before.
+    let mut status = String::with_capacity(4096);
+    File::open("/proc/self/status").ok()?.read_to_string(&mut status).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
     u32::from_str_radix(line.trim(), 8).ok()
 }

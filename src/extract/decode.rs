@@ -1,10 +1,9 @@
-//! The decoder's thread: the archive's bytes in, chunks of the tar stream out.
+//! The decoder: the archive's bytes in, chunks of the tar stream out.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::mem::take;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bytes::{Buf, Bytes};
 
@@ -12,8 +11,6 @@ use crate::archive::{Format, decoder};
 use crate::error::{Error, Result};
 use crate::extract::Failure;
 
-/// The length of each chunk but the last, in bytes: a multiple of tar's blocks, and half of a processor's cache.
-pub const CHUNK: usize = 256 << 10;
 /// Chunks at a time, over all threads that hold one.
 const CHUNKS: usize = 32;
 
@@ -21,38 +18,57 @@ const CHUNKS: usize = 32;
 pub type Piece = Result<Bytes>;
 
 /// Bytes of a file that are read at a time.
-const READ: usize = 256 << 10;
+const READ: usize = 64 << 10;
 
-/// The archive's bytes.
-pub trait Input: BufRead {
-    /// Why there are no more of them: no fault of the archive's.
-    fn failure(&mut self) -> Option<Error>;
+/// The tar stream in an archive, decoded as it is asked for. Ends at the first failure.
+pub struct Chunks {
+    state: State,
+    pool: Pool,
 }
 
-/// Decodes `input`. Ends when nobody takes chunks any more, too.
-pub fn run(mut input: impl Input, chunks: &SyncSender<super::Result<Bytes>>) {
-    let decoded = decode(&mut input, chunks);
-    let failure = match (input.failure(), decoded) {
-        (Some(error), _) => Failure::Other(error),
-        (None, Err(e)) => Failure::Archive(format!("damaged or truncated ({e})")),
-        (None, Ok(())) => return,
-    };
-    let _ = chunks.send(Err(failure));
+#[derive(Default)]
+enum State {
+    /// Nothing has been read yet.
+    Encoded(Box<dyn BufRead>),
+    Decoding(Box<dyn Read>),
+    #[default]
+    Ended,
 }
 
-fn decode(input: &mut impl Input, chunks: &SyncSender<super::Result<Bytes>>) -> io::Result<()> {
-    let mut reader: Box<dyn Read + '_> = match Format::of_content(input.fill_buf()?) {
-        Some(format) => decoder(format, input)?,
-        None => Box::new(input),
-    };
-    let mut pool = Pool::new();
-    loop {
-        let mut chunk = pool.take();
+impl Chunks {
+    /// What `input` has, in chunks of `length` bytes, but for the last. An error of it that holds one of ours says why there are
+    /// no more bytes: no fault of the archive's.
+    pub fn new(input: impl BufRead + 'static, length: usize) -> Chunks {
+        Chunks { state: State::Encoded(Box::new(input)), pool: Pool::new(length) }
+    }
+
+    fn decode(&mut self) -> io::Result<Option<Bytes>> {
+        let mut reader = match take(&mut self.state) {
+            State::Encoded(mut input) => match Format::of_content(input.fill_buf()?) {
+                Some(format) => decoder(format, input)?,
+                None => Box::new(input),
+            },
+            State::Decoding(reader) => reader,
+            State::Ended => return Ok(None),
+        };
+        let mut chunk = self.pool.take();
         chunk.length = fill(&mut reader, &mut chunk.buffer)?;
-        let last = chunk.length < CHUNK;
-        if chunks.send(Ok(Bytes::from_owner(chunk))).is_err() || last {
-            return Ok(());
+        if chunk.length == chunk.buffer.len() {
+            self.state = State::Decoding(reader);
         }
+        Ok(Some(Bytes::from_owner(chunk)))
+    }
+}
+
+impl Iterator for Chunks {
+    type Item = super::Result<Bytes>;
+
+    fn next(&mut self) -> Option<super::Result<Bytes>> {
+        let failure = |e: io::Error| match e.downcast::<Error>() {
+            Ok(error) => Failure::Other(error),
+            Err(e) => Failure::Archive(format!("damaged or truncated ({e})")),
+        };
+        self.decode().map_err(failure).transpose()
     }
 }
 
@@ -71,35 +87,24 @@ fn fill(reader: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Pieces as one stream.
-pub struct Pieces {
-    pieces: Receiver<Piece>,
+pub struct Pieces<I> {
+    pieces: I,
     current: Bytes,
-    failure: Option<Error>,
 }
 
-impl Pieces {
+impl<I: Iterator<Item = Piece>> Pieces<I> {
     /// Those that come.
-    pub fn new(pieces: Receiver<Piece>) -> Pieces {
-        Pieces { pieces, current: Bytes::new(), failure: None }
+    pub fn new(pieces: impl IntoIterator<IntoIter = I>) -> Pieces<I> {
+        Pieces { pieces: pieces.into_iter(), current: Bytes::new() }
     }
 }
 
-impl Input for Pieces {
-    fn failure(&mut self) -> Option<Error> {
-        self.failure.take()
-    }
-}
-
-impl BufRead for Pieces {
+impl<I: Iterator<Item = Piece>> BufRead for Pieces<I> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
-            match self.pieces.recv() {
-                Ok(Ok(piece)) => self.current = piece,
-                Ok(Err(error)) => {
-                    self.failure = Some(error);
-                    return Err(unreadable());
-                }
-                Err(_) => break,
+            match self.pieces.next() {
+                Some(piece) => self.current = piece.map_err(io::Error::other)?,
+                None => break,
             }
         }
         Ok(&self.current)
@@ -110,7 +115,7 @@ impl BufRead for Pieces {
     }
 }
 
-impl Read for Pieces {
+impl<I: Iterator<Item = Piece>> Read for Pieces<I> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.fill_buf()?.read(buffer)?;
         self.consume(length);
@@ -118,57 +123,41 @@ impl Read for Pieces {
     }
 }
 
-/// A file or pipe from where it stands, read in large pieces.
-pub type Opened<'a> = BufReader<Watched<'a>>;
-
-/// A file that remembers why it couldn't be read.
-pub struct Watched<'a> {
-    file: &'a File,
-    shown: &'a Path,
-    failure: Option<Error>,
+/// A file that says, as an error of ours, why it can't be read.
+pub struct Opened {
+    file: File,
+    shown: String,
 }
 
-/// What can be read of `file`, called `shown`.
-pub fn opened<'a>(file: &'a File, shown: &'a Path) -> Opened<'a> {
-    BufReader::with_capacity(READ, Watched { file, shown, failure: None })
+/// What can be read of `file`, called `shown`, from where it stands.
+pub fn opened(file: File, shown: &str) -> BufReader<Opened> {
+    BufReader::with_capacity(READ, Opened { file, shown: shown.to_owned() })
 }
 
-impl Input for Opened<'_> {
-    fn failure(&mut self) -> Option<Error> {
-        self.get_mut().failure.take()
-    }
-}
-
-impl Read for Watched<'_> {
+impl Read for Opened {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.file.read(buffer) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    self.failure = Some(Error::local(format!("can't read {}", self.shown.display()), &e));
-                    return Err(unreadable());
-                }
-                done => return done,
+        match self.file.read(buffer) {
+            Err(e) if e.kind() != io::ErrorKind::Interrupted => {
+                Err(io::Error::other(Error::local(format!("can't read {}", self.shown), &e)))
             }
+            done => done,
         }
     }
 }
 
-fn unreadable() -> io::Error {
-    io::Error::other("the archive can't be read")
-}
-
 /// Buffers that come back when nobody holds bytes of theirs any more, so that there are never more than [`CHUNKS`].
 struct Pool {
+    /// Of each, in bytes.
+    length: usize,
     made: usize,
     home: Sender<Vec<u8>>,
     back: Receiver<Vec<u8>>,
 }
 
 impl Pool {
-    fn new() -> Pool {
+    fn new(length: usize) -> Pool {
         let (home, back) = channel();
-        Pool { made: 0, home, back }
+        Pool { length, made: 0, home, back }
     }
 
     /// An empty chunk; waits for one to come back when all are out.
@@ -177,10 +166,10 @@ impl Pool {
             Ok(buffer) => buffer,
             Err(_) if self.made < CHUNKS => {
                 self.made += 1;
-                vec![0; CHUNK]
+                vec![0; self.length]
             }
             // Never disconnected: we hold a sender ourselves.
-            Err(_) => self.back.recv().unwrap_or_else(|_| vec![0; CHUNK]),
+            Err(_) => self.back.recv().unwrap_or_else(|_| vec![0; self.length]),
         };
         Chunk { buffer, length: 0, home: self.home.clone() }
     }

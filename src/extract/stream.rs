@@ -1,7 +1,5 @@
 //! The tar stream: blocks of 512 bytes, cut out of the decoder's chunks without copying.
 
-use std::sync::mpsc::Receiver;
-
 use bytes::{Buf, Bytes};
 
 use crate::extract::{Failure, Result};
@@ -11,14 +9,14 @@ pub const BLOCK: usize = 512;
 
 /// What is still to be read.
 pub struct Stream {
-    chunks: Receiver<Result<Bytes>>,
+    chunks: Box<dyn Iterator<Item = Result<Bytes>>>,
     current: Bytes,
 }
 
 impl Stream {
     /// The stream of `chunks`, each but the last a whole number of blocks long.
-    pub fn new(chunks: Receiver<Result<Bytes>>) -> Stream {
-        Stream { chunks, current: Bytes::new() }
+    pub fn new(chunks: impl IntoIterator<Item = Result<Bytes>, IntoIter: 'static>) -> Stream {
+        Stream { chunks: Box::new(chunks.into_iter()), current: Bytes::new() }
     }
 
     /// The next block; None at the end.
@@ -85,9 +83,9 @@ impl Stream {
     /// Whether there are bytes at hand, waiting for them.
     fn fill(&mut self) -> Result<bool> {
         while self.current.is_empty() {
-            match self.chunks.recv() {
-                Ok(chunk) => self.current = chunk?,
-                Err(_) => return Ok(false),
+            match self.chunks.next() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(false),
             }
         }
         Ok(true)

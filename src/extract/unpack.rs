@@ -1,9 +1,8 @@
-//! The unpacker's thread: entries become what they stand for, in their order.
+//! The unpacker: entries become what they stand for, in their order.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
 
 use bytes::Bytes;
 use nix::errno::Errno;
@@ -18,13 +17,12 @@ use crate::extract::stream::Stream;
 use crate::extract::tree::Tree;
 use crate::extract::writers::{Job, Output, Writers};
 
-/// Unpacks the tar stream of `chunks` into `tree`.
+/// Unpacks `stream` into `tree`; what is in the files is left to `writers`.
 ///
 /// # Errors
 /// As for [`super::extract`].
-pub fn run(tree: Tree, chunks: Receiver<Result<Bytes>>) -> Result<()> {
-    let (rules, writers) = (Rules::new()?, Writers::start(tree.notes())?);
-    let entries = Entries::new(Stream::new(chunks));
+pub fn run(tree: Tree, stream: Stream, writers: Writers) -> Result<()> {
+    let (rules, entries) = (Rules::new()?, Entries::new(stream));
     let mut unpacker = Unpacker { tree, entries, rules, writers, stripped: false };
     let unpacked = unpacker.all();
     let Unpacker { mut tree, writers, .. } = unpacker;

@@ -1,10 +1,10 @@
-//! The threads that write what is in the files. A file's bytes all go to one of them, in order.
+//! What is in the files is written: where it is read, or by threads of which each file's bytes all go to one, in order.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle, available_parallelism};
 use std::{io, mem};
@@ -41,8 +41,10 @@ pub struct Job {
     pub last: bool,
 }
 
-/// The threads.
+/// Who writes.
 pub struct Writers {
+    notes: Arc<Notes>,
+    /// None: the calling thread.
     lanes: Vec<(SyncSender<Job>, JoinHandle<()>)>,
     next: usize,
     failures: Arc<Failures>,
@@ -64,7 +66,12 @@ struct Failures {
 }
 
 impl Writers {
-    /// Starts the threads.
+    /// The calling thread.
+    pub fn here(notes: &Arc<Notes>) -> Writers {
+        Writers { notes: notes.clone(), lanes: Vec::new(), next: 0, failures: Arc::default() }
+    }
+
+    /// Threads, which are started.
     ///
     /// # Errors
     /// The system gives none.
@@ -73,18 +80,18 @@ impl Writers {
         let lane = |_| {
             let (sender, jobs) = sync_channel(JOBS_AHEAD);
             let (notes, failures) = (notes.clone(), failures.clone());
-            let writer = Builder::new().name("write".into());
-            let handle = writer.spawn(move || work(&jobs, &notes, &failures)).map_err(no_thread)?;
+            let work = move || jobs.into_iter().for_each(|job: Job| job.run(&notes, &failures));
+            let handle = Builder::new().name("write".into()).spawn(work).map_err(no_thread)?;
             Ok((sender, handle))
         };
         let writers = (available_parallelism().map_or(1, usize::from) / 2).clamp(1, WRITERS_MAX);
         let lanes = (0..writers).map(lane).collect::<Result<_>>()?;
-        Ok(Writers { lanes, next: 0, failures })
+        Ok(Writers { notes: notes.clone(), lanes, next: 0, failures })
     }
 
     /// Where the next file goes.
     pub fn lane(&mut self) -> usize {
-        self.next = (self.next + 1) % self.lanes.len();
+        self.next = (self.next + 1) % self.lanes.len().max(1);
         self.next
     }
 
@@ -93,7 +100,11 @@ impl Writers {
     /// # Errors
     /// It is gone.
     pub fn write(&self, lane: usize, job: Job) -> Result<()> {
-        self.lanes[lane].0.send(job).map_err(|_| internal("a writing thread panicked").into())
+        let Some((sender, _)) = self.lanes.get(lane) else {
+            job.run(&self.notes, &self.failures);
+            return Ok(());
+        };
+        sender.send(job).map_err(|_| internal("a writing thread panicked").into())
     }
 
     /// Whether something could not be written.
@@ -114,16 +125,14 @@ impl Writers {
     }
 }
 
-fn work(jobs: &Receiver<Job>, notes: &Notes, failures: &Failures) {
-    for job in jobs {
-        if let Err(error) = job.run(notes) {
-            failures.add(&job.output.path, error);
+impl Job {
+    fn run(self, notes: &Notes, failures: &Failures) {
+        if let Err(error) = self.write(notes) {
+            failures.add(&self.output.path, error);
         }
     }
-}
 
-impl Job {
-    fn run(&self, notes: &Notes) -> io::Result<()> {
+    fn write(&self, notes: &Notes) -> io::Result<()> {
         let Output { file, path, attributes } = &*self.output;
         file.write_all_at(&self.bytes, self.at)?;
         if self.last {

@@ -8,8 +8,9 @@ mod hostile;
 mod snapshot;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use aztec_cache_test_support::s3::S3Server;
 
@@ -62,6 +63,20 @@ impl Bench {
         self.masked(&command(&self.place, &["extract", NAME, ours.to_str().unwrap()])).output().unwrap()
     }
 
+    /// Unpacks it into the directory `piped` as it comes through a pipe: then it takes several threads, however small it is.
+    fn extract_piped(&self, archive: &[u8]) -> Output {
+        let piped = self.dir("piped");
+        let mut command = self.masked(&command(&self.place, &["extract", "-", piped.to_str().unwrap()]));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        std::thread::scope(|scope| {
+            // It need not read all of one that it refuses.
+            scope.spawn(move || drop(stdin.write_all(archive)));
+            child.wait_with_output().unwrap()
+        })
+    }
+
     /// Unpacks it into the directory `theirs` with tar.
     fn tar(&self, archive: &[u8]) -> Output {
         let (file, theirs) = (self.dir("archive"), self.dir("theirs"));
@@ -76,17 +91,23 @@ impl Bench {
     /// Unpacks with both, which must succeed, and compares all that is there then.
     #[track_caller]
     fn assert_as_tar(&self, what: &str, archive: &[u8]) {
+        let is_new = !self.dir("ours").exists();
         let tar = self.tar(archive);
         assert!(tar.status.success(), "{what}: {}", String::from_utf8_lossy(&tar.stderr));
         let output = self.extract(archive);
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success() && output.stdout.is_empty(), "{what}: {said}");
         snapshot::assert_same(what, &self.dir("ours"), &self.dir("theirs"));
+        if is_new {
+            let output = self.extract_piped(archive);
+            assert!(output.status.success(), "{what}, piped: {}", String::from_utf8_lossy(&output.stderr));
+            snapshot::assert_same(what, &self.dir("piped"), &self.dir("theirs"));
+        }
     }
 
     /// Makes room for the next archive.
     fn clear(&self) {
-        for name in ["ours", "theirs"] {
+        for name in ["ours", "theirs", "piped"] {
             let _ = Command::new("chmod").args(["-R", "u+rwX"]).arg(self.dir(name)).output();
             let _ = fs::remove_dir_all(self.dir(name));
         }
@@ -95,8 +116,13 @@ impl Bench {
     /// Checks that our side refuses with `code`, and names `parts`.
     #[track_caller]
     fn assert_refused(&self, archive: &[u8], code: i32, parts: &[&str]) {
-        let output = self.extract(archive);
-        assert_refused(&output, code, parts);
+        let is_new = !self.dir("ours").exists();
+        assert_refused(&self.extract(archive), code, parts);
+        if is_new {
+            let parts: Vec<&str> = parts.iter().copied().filter(|part| *part != NAME).collect();
+            assert_refused(&self.extract_piped(archive), code, &parts);
+            let _ = fs::remove_dir_all(self.dir("piped"));
+        }
     }
 }
 
