@@ -37,6 +37,9 @@ pub enum Command {
     Put(Box<PutArgs>),
     /// Fetch, check and unpack an archive in one pass, as tar -xf does; needs no mount
     Extract(Box<ExtractArgs>),
+    /// What the script cache_download does where there is this program
+    #[command(hide = true)]
+    CacheDownload(Box<ExtractArgs>),
     /// Exit with 0 when each artifact exists, locally or remotely, with 1 when one doesn't
     Exists(Box<ExistsArgs>),
     /// List artifacts

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, TryLockError};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Display, Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,7 +12,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
+use nix::sys::wait::waitpid;
+use nix::unistd::{self, ForkResult, dup2_stderr, dup2_stdout, fork, pipe};
 
 use crate::error::{Error, Kind, Result};
 
@@ -290,6 +295,37 @@ fn is_dead(path: &Path) -> bool {
         let _ = tell.send(matches!(answer, Err(Errno::ENOTCONN | Errno::ECONNABORTED)));
     });
     told.recv_timeout(ALIVE_TIMEOUT).unwrap_or(false)
+}
+
+/// Whether the mount on `path` answers. Another process asks, so that a daemon that hangs holds up neither this one nor its end:
+/// a request that such a daemon has taken can't be interrupted. Must be called while the process has one thread.
+pub fn answers(path: &Path) -> bool {
+    let Ok((read, write)) = pipe() else { return false };
+    // SAFETY: there is one thread, so the child may do whatever the parent might.
+    let Ok(fork) = (unsafe { fork() }) else { return false };
+    match fork {
+        ForkResult::Child => {
+            drop(read);
+            // Nobody who reads to the end of what we print has to wait for it.
+            let null = fs::File::options().read(true).write(true).open("/dev/null");
+            let let_go = null.is_ok_and(|null| dup2_stdout(&null).and(dup2_stderr(&null)).is_ok());
+            // Opening it asks the daemon.
+            let told = let_go && fs::File::open(path).is_ok() && unistd::write(&write, b"!").is_ok();
+            std::process::exit(i32::from(!told));
+        }
+        ForkResult::Parent { child } => {
+            drop(write);
+            let timeout = PollTimeout::try_from(ALIVE_TIMEOUT).unwrap_or(PollTimeout::ZERO);
+            let ended = poll(&mut [PollFd::new(read.as_fd(), PollFlags::POLLIN)], timeout);
+            if !matches!(ended, Ok(1..)) {
+                let _ = kill(child, Signal::SIGKILL);
+                return false;
+            }
+            let answers = matches!(unistd::read(&read, &mut [0]), Ok(1));
+            let _ = waitpid(child, None);
+            answers
+        }
+    }
 }
 
 #[cfg(test)]

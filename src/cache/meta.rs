@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::beneath;
 use crate::checksum::Checksum;
-use crate::object::{ETag, Key, UPLOAD};
+use crate::object::{ETag, Key, RESERVED, UPLOAD};
 
 /// The directory of the records, below the state directory.
 pub const DIR: &str = "meta";
@@ -21,6 +21,11 @@ pub const DIR: &str = "meta";
 /// Where `key`'s metadata lies, below the state directory: the keys' own tree.
 pub fn path(key: &Key) -> PathBuf {
     Path::new(DIR).join(key.as_str())
+}
+
+/// Where the metadata of `key` is, for who hasn't opened the cache directory `dir`.
+pub fn metadata_of(dir: &Path, key: &Key) -> PathBuf {
+    dir.join(RESERVED).join(path(key))
 }
 
 /// The record beside a complete file.

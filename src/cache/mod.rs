@@ -23,6 +23,7 @@ pub use dir::{CacheDir, CachedFile, FileId, Origin, Verdict};
 pub use dirs::LocalNames;
 pub use evict::Candidate;
 pub use journal::{Claim, PendingUpload};
+pub use meta::metadata_of;
 pub use partial::{Begun, Follower, Leader, Partial};
 pub use progress::Record;
 pub use space::Space;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::cache::CacheDir;
 use crate::cli::{EngineArgs, LocalArgs};
 use crate::coherence::{Coherence, Local};
-use crate::config::{self, EngineConfig, LocalConfig};
+use crate::config::{self, EngineConfig, Env, LocalConfig};
 use crate::engine::{Engine, open_cache};
 use crate::error::{Error, Kind, Result};
 use crate::handles::OpenFile;
@@ -32,7 +32,15 @@ impl Start {
     /// # Errors
     /// Wrong settings.
     pub fn new(args: &EngineArgs) -> Result<Start> {
-        Start::with(EngineConfig::new(args, &|name| std::env::var_os(name))?)
+        Start::with_env(args, &|name| std::env::var_os(name))
+    }
+
+    /// The same with another environment.
+    ///
+    /// # Errors
+    /// Wrong settings.
+    pub fn with_env(args: &EngineArgs, env: Env) -> Result<Start> {
+        Start::with(EngineConfig::new(args, env)?)
     }
 
     fn with(config: EngineConfig) -> Result<Start> {

@@ -1,5 +1,6 @@
 //! The subcommands, a file each.
 
+mod cache_download;
 mod engine;
 mod evict;
 mod exists;
@@ -42,6 +43,7 @@ fn run(cli: Cli) -> Result<u8> {
         Command::Unmount(args) => unmount::run(&args).map(|()| 0),
         Command::Get(args) => or_quiet_miss(get::run(&args), &args.engine.log),
         Command::Put(args) => put::run(&args),
+        Command::CacheDownload(args) => Ok(cache_download::run(&args)),
         Command::Extract(args) => or_quiet_miss(extract::run(&args), &args.engine.log),
         Command::Exists(args) => exists::run(&args),
         Command::Ls(args) => ls::run(&args).map(|()| 0),
