@@ -3,7 +3,9 @@
 
 use std::cell::OnceCell;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -27,43 +29,52 @@ pub fn run(args: &ExtractArgs) -> u8 {
     let name = &args.name;
     let key = match Key::new(name) {
         Err(InvalidKey::NeverThere) if name.contains(DISABLED) => {
-            eprintln!("Not using cache for {name} due to uncommitted changes/files.");
+            say(format_args!("Not using cache for {name} due to uncommitted changes/files."));
             return 1;
         }
         Err(InvalidKey::NeverThere | InvalidKey::NotAPath) => {
-            eprintln!("'{name}': not an artifact's name");
+            say(format_args!("'{name}': not an artifact's name"));
             return 2;
         }
         key => key.ok(),
     };
     if is_disabled() {
-        eprintln!("Not using cache for {name} because NO_CACHE=1.");
+        say(format_args!("Not using cache for {name} because NO_CACHE=1."));
         return 1;
     }
     if let Err(e) = fs::create_dir_all(&args.dir) {
-        eprintln!("aztec-cache: {}", Error::local(format!("can't unpack into {}", args.dir.display()), &e));
+        complain(&Error::local(format!("can't unpack into {}", args.dir.display()), &e));
         return 1;
     }
     let local = LocalDir::from_env();
     let hit = local.as_ref().map(|dir| dir.file(name).is_file());
     match hit {
-        Some(true) => eprintln!("Local cache hit for {name}."),
-        Some(false) => eprintln!("Local cache miss for {name}, downloading from remote."),
+        Some(true) => say(format_args!("Local cache hit for {name}.")),
+        Some(false) => say(format_args!("Local cache miss for {name}, downloading from remote.")),
         None => {}
     }
     let mut download = Download { args, local, mount: OnceCell::new(), mended: false };
     // A name that no file can have is nobody's.
     if !key.is_some_and(|key| download.run(&key)) {
-        eprintln!("Cache download of {name} failed.");
+        say(format_args!("Cache download of {name} failed."));
         return 1;
     }
     let seconds = began.elapsed().as_secs();
     if hit == Some(true) && !download.mended {
-        eprintln!("Cache extraction of {name} from local cache complete in {seconds}s.");
+        say(format_args!("Cache extraction of {name} from local cache complete in {seconds}s."));
     } else {
-        eprintln!("Cache download and extraction of {name} complete in {seconds}s.");
+        say(format_args!("Cache download and extraction of {name} complete in {seconds}s."));
     }
     0
+}
+
+/// Says it, if anybody listens.
+fn say(what: fmt::Arguments) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
+
+fn complain(error: &Error) {
+    say(format_args!("aztec-cache: {error}"));
 }
 
 /// The local directory.
@@ -74,10 +85,10 @@ impl LocalDir {
     fn from_env() -> Option<LocalDir> {
         let dir = PathBuf::from(std::env::var_os(LOCAL_DIR).filter(|dir| !dir.is_empty())?);
         if fs::create_dir_all(&dir).is_err() && !dir.is_dir() {
-            eprintln!(
+            say(format_args!(
                 "Warning: Cannot create local cache dir {}, skipping local cache.",
                 dir.to_string_lossy()
-            );
+            ));
             return None;
         }
         Some(LocalDir(dir))
@@ -124,7 +135,7 @@ impl Download<'_> {
             outcome = self.unpack(key);
         }
         if let Outcome::Failed(failure) = outcome {
-            eprintln!("aztec-cache: {}", error(&self.args.name, failure));
+            complain(&error(&self.args.name, failure));
             return false;
         }
         matches!(outcome, Outcome::Unpacked)
@@ -155,7 +166,7 @@ impl Download<'_> {
             Err(failure) => {
                 let error = error(key.as_str(), failure);
                 if error.kind() != Kind::NotFound {
-                    eprintln!("aztec-cache: {error}");
+                    complain(&error);
                 }
                 Outcome::NotHad
             }
@@ -175,7 +186,7 @@ impl Download<'_> {
         let start = is_here.then(|| self.start().ok()).flatten();
         if start.is_some_and(|start| is_mended(start.cache.as_deref(), key)) {
             self.mended = true;
-            eprintln!("The local file of {key} is damaged, downloading from remote.");
+            say(format_args!("The local file of {key} is damaged, downloading from remote."));
         }
     }
 

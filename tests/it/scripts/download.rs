@@ -243,6 +243,19 @@ fn the_directory_is_this_one_unless_another_is_named_which_is_made() {
 }
 
 #[test]
+fn it_unpacks_although_nobody_reads_what_it_says() {
+    let tarball = Tarball::new("tar.gz", SIZE);
+    let server = S3Server::start();
+    tarball.put_on(&server);
+    let shell = Shell::anonymous(&server, Way::Program);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = shell.command("cache_download", &[&tarball.name, "out"]);
+    assert!(command.stderr(writer).status().unwrap().success());
+    tarball.assert_unpacked(&shell.out());
+}
+
+#[test]
 fn wrong_usage_is_told() {
     let server = S3Server::start();
     let shell = Shell::anonymous(&server, Way::Bare);
