@@ -10,6 +10,7 @@ mod stock;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -92,7 +93,9 @@ impl From<Output> for Said {
     fn from(output: Output) -> Said {
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.stdout.is_empty(), "on stdout: {}", String::from_utf8_lossy(&output.stdout));
-        Said { code: output.status.code(), text: without_seconds(&text) }
+        // As a shell tells the end by a signal.
+        let code = output.status.code().or(output.status.signal().map(|signal| 128 + signal));
+        Said { code, text: without_seconds(&text) }
     }
 }
 
