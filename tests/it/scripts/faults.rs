@@ -60,6 +60,8 @@ fn a_file_that_was_damaged_since_it_was_fetched_is_replaced_once() {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         assert_eq!(shell.download(&tarball.name), Said::new(0, &lines), "{way:?}");
         tarball.assert_unpacked(&shell.out());
+        // A mount gives all bytes out a moment before it has put the file in its place.
+        shell.place.wait_until_cached(&tarball.name);
         assert_same("healed", &fs::read(&kept).unwrap(), &tarball.bytes);
 
         damage_unnoticed(&kept, &tarball.bytes);
