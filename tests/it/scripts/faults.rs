@@ -102,6 +102,7 @@ fn a_directory_that_can_not_be_unpacked_into_costs_no_local_file() {
         assert_eq!(said.text.matches(why).count(), 1, "{way:?}: {}", said.text);
         assert!(said.text.ends_with(&format!("Cache download of {} failed.\n", tarball.name)), "{said:?}");
         assert_eq!(server.counts().requests(), 0, "{way:?}");
+        shell.place.wait_until_cached(&tarball.name);
         let kept = fs::read(shell.place.cache().join(&tarball.name)).unwrap();
         assert_same("kept", &kept, &tarball.bytes);
     }
